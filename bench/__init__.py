@@ -1,0 +1,1 @@
+"""Measurements and the demo: commands that run against real server processes."""

@@ -1,0 +1,1 @@
+"""`python -m bench.demo`: a session outlives two crashes of its server and still knows what it read."""

@@ -1,0 +1,53 @@
+"""The text that the demo reads: a narrative made from a seed, with facts planted at even depths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.probes import Needle, needles, plant, prose
+
+CHARACTERS_A_TOKEN = 5
+"""A little more than such prose has with the default model (4.7), so that the text is never too short."""
+PIECE = 4_000
+"""Characters of an ordinary append. They end anywhere, also within words: that changes nothing."""
+INTERRUPTED = 40_000
+"""Characters of the append that is broken off: the server journals a streamed body every 16,384 characters, and the
+crash has to come when some of it is journaled and some was never sent."""
+_SHORTEST = 50_000
+
+
+@dataclass(frozen=True)
+class Story:
+    """The whole text, and how it is cut: `before`, the append that is broken off, `after`."""
+
+    facts: Sequence[Needle]
+    before: Sequence[str]
+    interrupted: str
+    after: Sequence[str]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join([*self.before, self.interrupted, *self.after])
+
+
+def write_story(tokens: int, facts: int, seed: int) -> Story:
+    """A text of at least `tokens` tokens of an English vocabulary, and never under 50,000 characters."""
+    source = random.Random(seed)
+    hidden = needles(source, facts)
+    narrative = prose(source, max(_SHORTEST, tokens * CHARACTERS_A_TOKEN) + 1_000)
+    depths = [(index + 0.5) / facts for index in range(facts)]
+    text = plant(narrative, [fact.sentence for fact in hidden], depths)
+    start = (len(text) - INTERRUPTED) // 2
+    return Story(
+        facts=hidden,
+        before=_pieces(text[:start]),
+        interrupted=text[start : start + INTERRUPTED],
+        after=_pieces(text[start + INTERRUPTED :]),
+    )
+
+
+def _pieces(text: str) -> list[str]:
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]

@@ -1,0 +1,5 @@
+"""The command `palimpsest`: ingest, chat, ask, sessions."""
+
+from palimpsest.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""Language models with a memory of fixed size: torch only, no server."""

@@ -1,0 +1,72 @@
+"""Which heads of a model retrieve: the file that `calibrate` writes and the `slots` memory reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+from models.errors import ConfigError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Retrieval heads of one model, best first.
+
+    `heads` are (layer, key/value head, score): the mean attention mass that an answer lays on the needle it repeats.
+    `measured` says how: command, probes, lengths, seed.
+    """
+
+    model: str
+    fingerprint: str
+    heads: tuple[tuple[int, int, float], ...]
+    keep: int
+    measured: dict[str, str]
+
+    @property
+    def chosen(self) -> tuple[tuple[int, int], ...]:
+        """The `keep` best heads as (layer, key/value head)."""
+        return tuple((layer, head) for layer, head, _ in self.heads[: self.keep])
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_calibration(text: str, source: str) -> Calibration:
+    """Parse a calibration file. Raises `ConfigError` naming `source` when it is none."""
+    try:
+        fields = json.loads(text)
+        if fields.pop("format") != FORMAT:
+            raise ConfigError(f"{source} has another format than {FORMAT}: run calibrate again")
+        heads = tuple((int(layer), int(head), float(score)) for layer, head, score in fields.pop("heads"))
+        return Calibration(heads=heads, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{source} is no calibration file: {error}") from error
+
+
+def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, int], ...]:
+    """Retrieval heads for the model with this fingerprint: from `path`, else from the package.
+
+    Raises `ConfigError` when there is none, or when `path` was measured on another model.
+    """
+    if path is not None:
+        try:
+            calibration = read_calibration(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            raise ConfigError(f"cannot read the calibration file {path}: {error.strerror}") from error
+        if calibration.fingerprint != fingerprint:
+            raise ConfigError(
+                f"{path} was measured on {calibration.model}, which is not the model being loaded: calibrate this one"
+            )
+        return calibration.chosen
+    packaged = resources.files("models") / "calibrated" / f"{fingerprint}.json"
+    if not packaged.is_file():
+        raise ConfigError(
+            "this model's retrieval heads are not known: run `palimpsest-server calibrate MODEL --out FILE` and set "
+            "PALIMPSEST_CALIBRATION=FILE, or serve it with PALIMPSEST_MEMORY=window"
+        )
+    return read_calibration(packaged.read_text(encoding="utf-8"), packaged.name).chosen

@@ -1,0 +1,148 @@
+"""The local ring every mechanism shares: exact attention over the last W to W + S tokens, and eviction by segments.
+
+Position p lies at place p mod (W + S), behind the places of the sinks. A query in segment m sees every token from
+m*S - W up to itself: at least W of them, at most W + S, and never one that a fold has already taken. Keys are stored as
+rotated at their own positions; a fold turns them back. The first `sinks` tokens, once evicted, are rotated anew at every fold
+so that they stand directly before the window, as in StreamingLLM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.config import MemoryConfig, ModelConfig
+from models.layers import Rotary, rotate
+from models.memory.base import Evicted
+from models.state import MemoryState, Spec, TensorSpec
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Which rows evict a segment after a piece, and all that is the same for every layer of it."""
+
+    state: MemoryState
+    places: Tensor  # (B, S + lookahead) in the ring tensors
+    cos: Tensor
+    sin: Tensor  # (B, 1, S + lookahead, d/2) of the evicted positions
+    sink_cos: Tensor
+    sink_sin: Tensor  # (B, 1, sinks, d/2) of the sinks' new positions
+    first: list[int]  # rows (of this fold) that evict their very first segment
+    tokens: Tensor  # (B, S)
+    starts: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a chunk in which no row crosses a segment border."""
+
+    begin: int
+    end: int
+    places: Tensor  # (B, t)
+    bias: Tensor  # (B, 1, G*t, sinks + W + S) in the compute dtype: 0 where seen, else -inf
+    folded: list[int]  # tokens each row has evicted before this piece
+    fold: Fold | None
+
+
+class Ring:
+    """Places, masks and eviction for one model and memory configuration. Holds no session's data."""
+
+    def __init__(
+        self, model: ModelConfig, config: MemoryConfig, rotary: Rotary, dtype: torch.dtype, lookahead: int
+    ) -> None:
+        self._model, self._config, self._rotary, self._dtype = model, config, rotary, dtype
+        self._lookahead = lookahead
+
+    def spec(self) -> Spec:
+        """Keys and values of ring and sinks, the ring's token ids, and the session's position."""
+        model, config = self._model, self._config
+        entries = (model.num_layers, model.num_kv_heads, config.sinks + config.ring, model.head_dim)
+        sinks = (model.num_layers, model.num_kv_heads, config.sinks, model.head_dim)
+        return {
+            "position": TensorSpec((), torch.int64),
+            "tokens": TensorSpec((config.ring,), torch.int32),
+            "ring_keys": TensorSpec(entries, self._dtype),
+            "ring_values": TensorSpec(entries, self._dtype),
+            "sink_keys": TensorSpec(sinks, self._dtype),
+        }
+
+    def plan(self, tokens: Tensor, state: MemoryState) -> list[Piece]:
+        """Cut a chunk, tokens (B, T), into pieces, and enter its token ids into the ring."""
+        positions = state.positions
+        segment = self._config.segment
+        pieces, begin, length = [], 0, tokens.shape[1]
+        while begin < length:
+            starts = [position + begin for position in positions]
+            count = min(length - begin, *(segment - start % segment for start in starts))
+            pieces.append(self._piece(starts, begin, tokens[:, begin : begin + count], state))
+            begin += count
+        return pieces
+
+    def _piece(self, starts: list[int], begin: int, tokens: Tensor, state: MemoryState) -> Piece:
+        config, count, device = self._config, tokens.shape[1], tokens.device
+        bases = [max(0, start // config.segment * config.segment - config.window) for start in starts]
+        start = torch.tensor(starts, device=device)[:, None]  # (B, 1)
+        base = torch.tensor(bases, device=device)[:, None, None]  # (B, 1, 1)
+        query = start + torch.arange(count, device=device)  # (B, t)
+        places = query % config.ring
+        state.write_places("tokens", places, tokens.to(torch.int32))
+        last = query[:, -1:]
+        held = last - (last - torch.arange(config.ring, device=device)) % config.ring  # (B, W + S) positions
+        held = held[:, None, :]
+        near = (held >= base) & (held <= query[:, :, None])  # (B, t, W + S)
+        sinks = (base > 0).expand(-1, count, config.sinks)
+        seen = torch.cat((sinks, near), dim=-1)[:, None]
+        # The G query heads that share keys lie along t, so that the keys are never repeated.
+        seen = seen.repeat(1, 1, self._model.queries_per_kv, 1)
+        bias = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, -torch.inf)
+        ends = [begun + count for begun in starts]
+        return Piece(
+            begin=begin,
+            end=begin + count,
+            places=config.sinks + places,
+            bias=bias,
+            folded=bases,
+            fold=self._fold(ends, state),
+        )
+
+    def _fold(self, ends: list[int], state: MemoryState) -> Fold | None:
+        config, device = self._config, state.device
+        rows = [row for row, end in enumerate(ends) if end >= config.ring and end % config.segment == 0]
+        if not rows:
+            return None
+        folding = state if len(rows) == len(ends) else state.select(rows)
+        begins = [ends[row] - config.ring for row in rows]
+        starts = torch.tensor(begins, device=device)
+        positions = starts[:, None] + torch.arange(config.segment + self._lookahead, device=device)
+        cos, sin = self._rotary.table(positions)
+        before_window = starts[:, None] + config.segment - config.sinks
+        sink_cos, sink_sin = self._rotary.table(before_window + torch.arange(config.sinks, device=device))
+        places = positions % config.ring
+        return Fold(
+            state=folding,
+            places=config.sinks + places,
+            cos=cos,
+            sin=sin,
+            sink_cos=sink_cos,
+            sink_sin=sink_sin,
+            first=[row for row, begin in enumerate(begins) if begin == 0],
+            tokens=folding.read_places("tokens", places[:, : config.segment]),
+            starts=starts,
+        )
+
+    def evict(self, layer: int, fold: Fold) -> Evicted:
+        """Take the oldest segment of one layer out of the ring, and move the sinks along."""
+        segment, sinks, state = self._config.segment, self._config.sinks, fold.state
+        rotated = state.read_at("ring_keys", layer, fold.places)
+        keys = rotate(rotated.float(), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
+        values = state.read_at("ring_values", layer, fold.places[:, :segment])
+        if fold.first and sinks:
+            begun = state.select(fold.first)
+            begun.write("sink_keys", keys[fold.first, :, :sinks].to(self._dtype), layer)
+            begun.write("ring_values", values[fold.first, :, :sinks], layer, slice(None), slice(0, sinks))
+        if sinks:
+            moved = rotate(state.read("sink_keys", layer).float(), fold.sink_cos, fold.sink_sin)
+            state.write("ring_keys", moved.to(self._dtype), layer, slice(None), slice(0, sinks))
+        return Evicted(keys=keys, values=values, tokens=fold.tokens, starts=fold.starts)

@@ -1,0 +1,1 @@
+"""Where models come from: GGUF files, safetensors folders, hubs and wheels."""

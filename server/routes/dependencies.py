@@ -1,0 +1,49 @@
+"""What every route needs: the service, the tenant, and a documented request body."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Header
+from pydantic import BaseModel
+from starlette.requests import HTTPConnection
+
+from server.auth import tenant_of
+from server.errors import InvalidRequest
+from server.schemas import VISIBLE, ErrorBody
+from server.service import Service
+
+COMPONENTS = "#/components/schemas/{model}"
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+
+
+def service_of(connection: HTTPConnection) -> Service:
+    """The app's service."""
+    service = connection.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def _tenant(connection: HTTPConnection) -> str:
+    return tenant_of(connection, service_of(connection).settings.api_keys)
+
+
+Served = Annotated[Service, Depends(service_of)]
+Tenant = Annotated[str, Depends(_tenant)]
+IdempotencyKey = Annotated[str | None, Header(pattern=VISIBLE)]
+
+
+def documented(schema: type[BaseModel], *, text: bool = False) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its body itself: JSON, and plain text too if `text`."""
+    reference = {"$ref": COMPONENTS.format(model=schema.__name__)}
+    content: dict[str, Any] = {"application/json": {"schema": reference}}
+    if text:
+        content["text/plain"] = {"schema": {"type": "string"}}
+    return {"requestBody": {"content": content}}
+
+
+def one_operation_id(field: str | None, header: str | None) -> str | None:
+    """The operation id, given in the body or as `Idempotency-Key`."""
+    if field is not None and header is not None and field != header:
+        raise InvalidRequest("op_id and Idempotency-Key differ; give one of them", param="op_id")
+    return field or header

@@ -1,0 +1,1 @@
+"""Durable homes of sessions."""

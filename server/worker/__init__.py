@@ -1,0 +1,1 @@
+"""The worker process: one device, many resident sessions."""

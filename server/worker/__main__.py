@@ -1,0 +1,164 @@
+"""The worker process: `python -m server.worker INDEX ENDPOINT`, settings in the environment, started by the local pool.
+
+Its standard input is a pipe that the parent holds open and never writes to: when it ends, the parent is gone, and so is the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+import zmq
+import zmq.asyncio
+
+from server.errors import ServerError
+from server.logs import configure_logs
+from server.messages import (
+    Answer,
+    Append,
+    Cancel,
+    Drain,
+    Failed,
+    Forget,
+    Generate,
+    GenerationEvent,
+    Inspect,
+    Request,
+    pack,
+    unpack_request,
+)
+from server.settings import Settings, load
+from server.store.embedded import EmbeddedStore
+from server.worker.desk import Desk
+from server.worker.engine import Engine
+from server.worker.journal import Journal
+from server.worker.runner import MODEL_ERRORS, Runner
+
+CANNOT_SERVE = 78
+"""Exit code when model and settings do not fit (EX_CONFIG): starting again would not help."""
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """Wires the parts together and speaks with the service."""
+
+    def __init__(self, settings: Settings, index: int, endpoint: str) -> None:
+        self._settings, self._index, self._endpoint = settings, index, endpoint
+        self._store = EmbeddedStore(settings.data_dir)
+        self._runner = Runner(settings, index)
+        self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runner.bind_thread)
+        self._reading = ThreadPoolExecutor(1, "reading")
+        self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Serve until drained."""
+        await asyncio.get_running_loop().run_in_executor(self._compute, self._runner.load)
+        await self._store.open()
+        context = zmq.asyncio.Context()
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, f"worker-{self._index}".encode())
+        socket.setsockopt(zmq.LINGER, 1000)
+        socket.connect(self._endpoint)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._serve(tasks, socket)
+        finally:
+            await self._store.close()
+            socket.close()
+            context.term()
+
+    async def _serve(self, tasks: asyncio.TaskGroup, socket: zmq.asyncio.Socket) -> None:
+        def spawn(work: Awaitable[None]) -> None:
+            tasks.create_task(_as_coroutine(work))
+
+        journal = Journal(self._store)
+        engine = Engine(self._settings, self._runner, self._store, journal, self._compute, spawn)
+        owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._desk = Desk(self._settings, owner, self._runner, engine, self._store, journal, self._reading)
+        steady = [
+            tasks.create_task(work)
+            for work in (journal.run(), engine.run(), self._desk.write_behind(), self._send(socket))
+        ]
+        self._answer(0, self._runner.describe())
+        while True:
+            request_id, request = unpack_request(await socket.recv())
+            if isinstance(request, Drain):
+                await self._handle(request_id, request)
+                break
+            spawn(self._handle(request_id, request))
+        while not self._outbox.empty():
+            await asyncio.sleep(0.01)
+        for task in steady:
+            task.cancel()
+
+    async def _send(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            await socket.send(await self._outbox.get())
+
+    def _answer(self, request_id: int, answer: Answer) -> None:
+        self._outbox.put_nowait(pack(request_id, answer))
+
+    async def _handle(self, request_id: int, request: Request) -> None:
+        try:
+            answer = await self._dispatch(request_id, request)
+        except Exception as error:
+            if not isinstance(error, ServerError):
+                log.exception("request failed", request=request.kind)
+            answer = Failed.of(error)
+        if answer is not None:
+            self._answer(request_id, answer)
+
+    async def _dispatch(self, request_id: int, request: Request) -> Answer | None:
+        def emit(event: GenerationEvent) -> None:
+            self._answer(request_id, event)
+
+        match request:
+            case Append():
+                return await self._desk.append(request)
+            case Generate():
+                await self._desk.generate(request, emit)
+                return None
+            case Cancel():
+                return await self._desk.cancel(request)
+            case Inspect():
+                return await self._desk.inspect(request)
+            case Forget():
+                return await self._desk.forget(request)
+            case Drain():
+                return await self._desk.drain(request)
+
+
+async def _as_coroutine(work: Awaitable[None]) -> None:
+    await work
+
+
+def _die_with_parent() -> None:
+    # Not through sys.stdin: a thread that waits in it holds a lock which the interpreter's own end needs.
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Entry point."""
+    settings = load()
+    configure_logs(settings)
+    index, endpoint = int(sys.argv[1]), sys.argv[2]
+    threading.Thread(target=_die_with_parent, name="lifeline", daemon=True).start()
+    try:
+        asyncio.run(Worker(settings, index, endpoint).run())
+    except* MODEL_ERRORS as group:
+        for error in group.exceptions:
+            log.error("cannot serve this model", reason=str(error))
+        sys.exit(CANNOT_SERVE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The loop: admit → schedule → run → postprocess. Everything but `run` happens on the event loop's thread, so it needs no locks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import structlog
+
+from server.errors import ServerError, StoreUnavailable
+from server.settings import Settings
+from server.store.base import Store
+from server.worker.generating import advance
+from server.worker.journal import Journal
+from server.worker.residency import Residency
+from server.worker.runner import Feed, Runner, Sample
+from server.worker.scheduler import Batch, Candidate, Limits, plan
+from server.worker.session import Session
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Engine:
+    """Runs every session of one worker. `spawn` starts a task that the worker's task group owns."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runner: Runner,
+        store: Store,
+        journal: Journal,
+        compute: ThreadPoolExecutor,
+        spawn: Callable[[Awaitable[None]], None],
+    ) -> None:
+        self._runner, self._store, self._journal = runner, store, journal
+        self._compute, self._spawn, self._settings = compute, spawn, settings
+        self._limits = Limits(settings.max_batch, settings.prefill_tokens, settings.prefill_tokens_while_decoding)
+        self._residency = Residency(settings.resident_sessions)
+        self.sessions: dict[str, Session] = {}
+        self._work = asyncio.Event()
+        self._step = 0
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            self._admit()
+            batch = plan(self._candidates(), self._limits)
+            if batch is None:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            self._step += 1
+            feeds = self._feeds(batch)
+            fed = [(self.sessions[feed.key], feed) for feed in feeds]
+            samples = await self.compute(self._runner.run, feeds)
+            await self._journal.settled()  # at most one commit of sampled tokens is ever under way
+            for session, feed in fed:
+                self._postprocess(session, feed, samples)
+
+    def wake(self) -> None:
+        """Something may have to be done."""
+        self._work.set()
+
+    async def compute(self, work: Callable[[Unpack[Args]], T], *args: Unpack[Args]) -> T:
+        """Run on the compute thread, between two steps."""
+        return await asyncio.get_running_loop().run_in_executor(self._compute, work, *args)
+
+    def _candidates(self) -> list[Candidate]:
+        return [
+            Candidate(session.key, len(session.pending), session.generation is not None, session.served)
+            for session in self.sessions.values()
+            if session.row is not None and not session.moving and session.has_work
+        ]
+
+    def _feeds(self, batch: Batch) -> list[Feed]:
+        counts = [(key, min(1, len(self.sessions[key].pending))) for key in batch.decode]
+        feeds = []
+        for key, count in [*counts, *batch.prefill]:
+            session = self.sessions[key]
+            assert session.row is not None
+            session.served = self._step
+            self._residency.touch(key)
+            tokens = [session.pending[index] for index in range(count)]
+            last = count == len(session.pending)
+            voice = session.generation.voice if session.generation is not None and last else None
+            feeds.append(Feed(key, session.row, tokens, voice))
+        return feeds
+
+    def _postprocess(self, session: Session, feed: Feed, samples: Mapping[str, Sample]) -> None:
+        if self.sessions.get(feed.key) is not session or session.row != feed.row:
+            return  # dropped while the step ran
+        for _ in feed.tokens:
+            session.pending.popleft()
+        session.folded += len(feed.tokens)
+        session.touched = time.monotonic()
+        sample = samples.get(feed.key)
+        generation = session.generation
+        # A generation that was cancelled, or a new one begun, while the step ran takes no part in it.
+        if sample is not None and generation is not None and generation.voice is feed.voice:
+            advance(session, generation, sample, self._journal, self.drop)
+        session.notify()
+        if session.lease is None and session.generation is None:
+            self.release(session)
+
+    def _admit(self) -> None:
+        """Give rows to sessions that have work and none; where none is free, send the longest unused away."""
+        waiting = [
+            session
+            for session in self.sessions.values()
+            if session.row is None
+            and session.lease is not None
+            and session.has_work
+            and not session.moving
+            # One that was dropped on its way in has its row until it arrives.
+            and not self._residency.holds(session.key)
+        ]
+        for session in waiting:
+            row = self._residency.take(session.key)
+            if row is None:
+                break
+            session.moving = True
+            self._spawn(self._move_in(session, row))
+        short = sum(not session.moving for session in waiting)
+        leaving = sum(session.moving and session.row is not None for session in self.sessions.values())
+        idle = [found for key in self._residency.by_age if (found := self._idle(key)) is not None]
+        for session in idle[: max(0, short - leaving)]:
+            session.moving = True
+            self._spawn(self._move_out(session))
+
+    def _idle(self, key: str) -> Session | None:
+        """The resident session of that key if it could be sent away now."""
+        session = self.sessions.get(key)
+        if session is None or session.lease is None or session.has_work or session.moving or session.held:
+            return None
+        return session
+
+    async def _move_in(self, session: Session, row: int) -> None:
+        """Snapshot, then the journal behind it: the same state as before."""
+        try:
+            async with session.lock:
+                stored = await self._store.load(session.key)
+                session.folded = await self.compute(self._runner.restore, row, stored.snapshot)
+                session.pending.clear()
+                session.pending.extend(stored.tail)
+                session.saved = session.folded
+                session.journaled = stored.record.journaled
+                session.changed_since = time.monotonic() if stored.tail else None
+            if self.sessions.get(session.key) is session:
+                session.row = row
+            else:  # dropped on the way in
+                self._residency.give_back(session.key)
+        except ServerError as error:
+            self._residency.give_back(session.key)
+            self.drop(session, error)
+        finally:
+            session.moving = False
+            session.notify()
+            self.wake()
+
+    async def _move_out(self, session: Session) -> None:
+        try:
+            if await self._save(session) and not session.has_work and session.row is not None:
+                self._residency.give_back(session.key)
+                session.row = None
+                if not session.users:
+                    self.sessions.pop(session.key, None)
+        finally:
+            session.moving = False
+            self.wake()
+
+    async def take_over(self, parent: Session, scratch: Session) -> bool:
+        """Make `scratch` a resident copy of `parent`, which is resident with nothing pending.
+
+        Where no row is free the parent is written out and lends its own. False when the parent changed meanwhile.
+        """
+        row = self._residency.take(scratch.key)
+        if row is not None:
+            assert parent.row is not None
+            await self.compute(self._runner.copy, parent.row, row)
+        else:
+            parent.moving = True
+            try:
+                if not await self._save(parent) or parent.has_work or parent.row is None:
+                    return False
+                row, parent.row = parent.row, None
+                self._residency.give_back(parent.key)
+                taken = self._residency.take(scratch.key)
+                assert taken == row
+            finally:
+                parent.moving = False
+        scratch.row = row
+        self.sessions[scratch.key] = scratch
+        self.wake()
+        return True
+
+    def release(self, scratch: Session) -> None:
+        """Let a scratch copy go."""
+        if self.sessions.pop(scratch.key, None) is not None:
+            self._residency.give_back(scratch.key)
+
+    def drop(self, session: Session, error: Exception) -> None:
+        """Forget a session without writing it; the store has all that was acknowledged."""
+        if self.sessions.get(session.key) is not session:
+            return
+        del self.sessions[session.key]
+        if session.row is not None:
+            self._residency.give_back(session.key)
+            session.row = None
+        session.fail(error)
+        self.wake()
+
+    async def snapshot(self, session: Session) -> bool:
+        """Write a session's snapshot, unless one is being written. False when nothing could be written."""
+        if session.moving or session.row is None or session.lease is None:
+            return False
+        saved = session.saved
+        if session.folded == saved:
+            return True
+        return await self._save(session)
+
+    async def _save(self, session: Session) -> bool:
+        """Save a resident session and note what is covered; drops the session when its lease is gone."""
+        assert session.row is not None
+        assert session.lease is not None
+        if session.saved == session.folded:
+            return True
+        position, data = await self.compute(self._runner.save, session.row)
+        await self._journal.settled()  # a snapshot must never be ahead of the journal
+        if self.sessions.get(session.key) is not session:
+            return False
+        try:
+            await self._store.save_snapshot(session.lease, position, data)
+        except StoreUnavailable as error:
+            log.warning("snapshot not written", session_id=session.key, reason=error.message)
+            return False
+        except ServerError as error:
+            self.drop(session, error)
+            return False
+        session.saved = max(session.saved, position)
+        session.changed_since = time.monotonic() if session.folded > position else None
+        return True

@@ -1,0 +1,53 @@
+"""Group commit: entries that arrive while one commit is under way go into the next, all in one fsync."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from server.store.base import JournalEntry, Store
+
+
+class Journal:
+    """The only way a worker writes tokens. Entries become durable in the order they were added."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: deque[tuple[JournalEntry, asyncio.Future[None]]] = deque()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, entry: JournalEntry) -> asyncio.Future[None]:
+        """Queue an entry. The future is done once it is durable, or fails with why it was refused."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, future))
+        self._arrived.set()
+        self._idle.clear()
+        return future
+
+    async def settled(self) -> None:
+        """Wait until everything added so far is durable or refused."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Commit until cancelled."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            batch = list(self._waiting)
+            self._waiting.clear()
+            try:
+                outcomes = await self._store.journal([entry for entry, _ in batch])
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if future.cancelled():
+                    continue
+                if outcome is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(outcome)
+                    future.exception()  # marks it as seen: a caller that went away is no fault
+            if not self._waiting:
+                self._idle.set()

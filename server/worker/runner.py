@@ -1,0 +1,242 @@
+"""The one place where the server meets torch: a decoder, its slab of resident states, and what runs on them.
+
+All methods but those of `TextReader` run on one thread, the compute thread, one after another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.codec import decode_state, encode_state
+from models.errors import ModelsError, StateError
+from models.load import DTYPES, LoadedModel, load_model
+from models.sampling import Sample as Sample
+from models.sampling import Sampler, Sampling
+from models.tokenizer import TextStream, Tokenizer
+from server.errors import StateRefused
+from server.messages import (
+    Inspected,
+    LayerMemory,
+    Ready,
+    Remembered,
+    SampledLogprobs,
+    SamplingParams,
+    TokenLogprob,
+)
+from server.settings import Settings
+from server.worker.text import TextReader
+
+MODEL_ERRORS = ModelsError
+"""What loading raises when model and settings do not fit: restarting would not help."""
+
+
+class Voice:
+    """How one generation chooses its tokens, and what text they make."""
+
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.penalizes = params.repetition_penalty != 1.0
+        self._sampler = Sampler(
+            Sampling(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=params.top_k,
+                min_p=params.min_p,
+                repetition_penalty=params.repetition_penalty,
+                seed=params.seed,
+                logprobs=params.logprobs,
+            )
+        )
+        self._tokenizer = tokenizer
+        self._stream = TextStream(tokenizer, params.stop)
+
+    def choose(self, logits: Tensor, recent: Tensor) -> Sample:
+        """The next token, from float32 logits (V,)."""
+        return self._sampler.sample(logits, recent)
+
+    def push(self, token: int) -> str:
+        """Text that became certain with this token."""
+        return self._stream.push(token)
+
+    def finish(self) -> str:
+        """Text held back until now."""
+        return self._stream.finish()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self._stream.stopped
+
+    def ends(self, token: int) -> bool:
+        """Whether the model itself ends its turn with this token."""
+        return token in self._tokenizer.eos_ids
+
+    def logprobs(self, sample: Sample) -> SampledLogprobs | None:
+        """The sample as clients see it, or None when they did not ask."""
+        if sample.logprob is None:
+            return None
+        top = tuple(
+            TokenLogprob(token=self._tokenizer.token_text(token), token_id=token, logprob=logprob)
+            for token, logprob in sample.top
+        )
+        text = self._tokenizer.token_text(sample.token)
+        return SampledLogprobs(token=text, token_id=sample.token, logprob=sample.logprob, top=top)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One session's part of a step: tokens to take in, and the voice that samples after the last of them, if any."""
+
+    key: str
+    row: int
+    tokens: Sequence[int]
+    voice: Voice | None
+
+
+class Runner:
+    """See the top of this file."""
+
+    def __init__(self, settings: Settings, worker: int) -> None:
+        self._settings, self._worker = settings, worker
+        self._device = _device(settings.device[worker])
+
+    def bind_thread(self) -> None:
+        """Set the number of torch threads for the calling thread, which is to be the compute thread."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = max(1, cores // len(self._settings.device))
+        torch.set_num_threads(self._settings.threads or share)
+
+    def load(self) -> None:
+        """Read the model and lay out the slab. Raises one of `MODEL_ERRORS`."""
+        settings = self._settings
+        given = {
+            "window": settings.window,
+            "segment": settings.segment,
+            "sinks": settings.sinks,
+            **({"slots": settings.slots, "slot_dtype": settings.slot_dtype} if settings.memory == "slots" else {}),
+        }
+        dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
+        self._model: LoadedModel = load_model(
+            settings.model,
+            memory=settings.memory,
+            options={name: value for name, value in given.items() if value is not None},
+            calibration=settings.calibration,
+            dtype=dtype,
+            device=self._device,
+        )
+        self._dtype = dtype
+        with torch.inference_mode():
+            self._slab = self._model.decoder.empty_state(settings.resident_sessions)
+        self.reader = TextReader(self._model.tokenizer)
+
+    def describe(self) -> Ready:
+        """What this worker serves."""
+        return Ready(
+            worker=self._worker,
+            model=self._settings.model,
+            model_fingerprint=self._model.fingerprint,
+            memory=self._settings.memory,
+            state_bytes=self._slab.nbytes,
+            trained_context=self._model.decoder.config.trained_context,
+            parameters=self._model.parameters,
+            device=str(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+        )
+
+    def voice(self, params: SamplingParams) -> Voice:
+        """A new generation's way of choosing tokens."""
+        return Voice(params, self._model.tokenizer)
+
+    @torch.inference_mode()
+    def run(self, feeds: Sequence[Feed]) -> Mapping[str, Sample]:
+        """One step. All sessions that take one token share a forward pass; longer chunks run one by one.
+
+        Returns the sampled tokens by key.
+        """
+        samples: dict[str, Sample] = {}
+        together = sorted((feed for feed in feeds if len(feed.tokens) == 1), key=lambda feed: feed.row)
+        groups = [together] if together else []
+        groups += [[feed] for feed in feeds if len(feed.tokens) > 1]
+        for group in groups:
+            state = self._slab.select([feed.row for feed in group])
+            tokens = torch.tensor([list(feed.tokens) for feed in group], device=self._device)
+            logits, _ = self._model.decoder(tokens, state)
+            samples |= self._sample(group, logits)
+        for feed in feeds:
+            if not feed.tokens:
+                hidden = self._slab.select([feed.row]).read("hidden")
+                samples |= self._sample([feed], self._model.decoder.read_out(hidden))
+        return samples
+
+    def _sample(self, feeds: Sequence[Feed], logits: Tensor) -> dict[str, Sample]:
+        voices = [(feed, feed.voice, logits[index]) for index, feed in enumerate(feeds) if feed.voice]
+        return {feed.key: voice.choose(scores, self._recent(feed)) for feed, voice, scores in voices}
+
+    def _recent(self, feed: Feed) -> Tensor:
+        """Token ids that the repetition penalty looks at: those in the ring, at most W + S."""
+        if feed.voice is None or not feed.voice.penalizes:
+            return torch.empty(0, dtype=torch.int32)
+        state = self._slab.select([feed.row])
+        return state.read("tokens")[0, : state.positions[0]]
+
+    @torch.inference_mode()
+    def save(self, row: int) -> tuple[int, bytes]:
+        """A resident state as bytes, and the tokens it has taken in."""
+        state = self._slab.select([row])
+        return state.positions[0], encode_state(state, self._model.kind)
+
+    @torch.inference_mode()
+    def restore(self, row: int, snapshot: bytes | None) -> int:
+        """Fill a row from bytes, or with an empty state. Returns the tokens it has taken in.
+
+        Raises `StateRefused` when the bytes must not be loaded.
+        """
+        target = self._slab.select([row])
+        if snapshot is None:
+            target.reset(self._model.kind.spec)
+            return 0
+        try:
+            state = decode_state(snapshot, self._model.kind, self._device)
+        except StateError as error:
+            raise StateRefused(str(error)) from error
+        target.copy_from(state)
+        return target.positions[0]
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int) -> None:
+        """Copy one resident state over another."""
+        self._slab.select([target]).copy_from(self._slab.select([source]))
+
+    @torch.inference_mode()
+    def inspect(self, row: int) -> Inspected:
+        """What a resident state's memory holds."""
+        state = self._slab.select([row])
+        memory, position = self._model.decoder.memory, state.positions[0]
+        config = memory.config
+        report = memory.report(state)
+        folds = max(0, position // config.segment - config.window // config.segment)
+        return Inspected(
+            memory=self._settings.memory,
+            position=position,
+            state_bytes=self._slab.nbytes,
+            folds=folds,
+            local_tokens=position - folds * config.segment,
+            layers=tuple(
+                LayerMemory(layer=layer.layer, kv_heads=layer.heads, slots=layer.slots, used=layer.used)
+                for layer in report.layers
+            ),
+            remembered=tuple(
+                Remembered(position=begin, text=self._model.tokenizer.decode(tokens, skip_special=False))
+                for begin, tokens in report.runs
+            ),
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,188 @@
+"""`palimpsest chat`, at a terminal and in a pipe, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from palimpsest.cli import main; main()"]
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv("PALIMPSEST_URL", server.url)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def piped(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "chat", *arguments], input=text, capture_output=True, text=True, timeout=40, check=False
+    )
+
+
+class Terminal:
+    """A chat at a terminal: type, and wait for what it shows."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [*COMMAND, "chat", *arguments], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, line: str) -> None:
+        os.write(self.master, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def expect(self, text: str, seconds: float = 20) -> str:
+        """Wait for `text`; returns what came up to its end and forgets it."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.master], [], [], left)[0]:
+                raise AssertionError(f"waited for {text!r}, got {self.shown!r}")
+            try:
+                self.shown += os.read(self.master, 4096).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"ended before {text!r}: {self.shown!r}") from None
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+    def close(self) -> int:
+        self.process.kill()
+        os.close(self.master)
+        return self.process.wait(10)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def start(*arguments: str) -> Terminal:
+        opened.append(Terminal(*arguments))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+def test_a_pipe_is_one_turn_a_line(script: Any) -> None:
+    result = piped("hello\n\nand bye\n", "--name", "moby", "--system", "Be brief.", "--max-tokens", "5")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "echo: user: hello \necho: user: and bye \n"
+    (session_id,) = script.sessions
+    assert script.texts[session_id] == "system: Be brief.user: hellouser: and bye"
+    assert script.generations[0]["max_tokens"] == 5
+    assert f"--session {session_id}" in result.stderr
+
+
+def test_it_goes_on_with_the_last_session_unless_new(script: Any) -> None:
+    piped("one\n")
+    piped("two\n")
+    assert list(script.texts.values()) == ["user: oneuser: two"]
+    piped("three\n", "--new")
+    assert list(script.texts.values()) == ["user: oneuser: two", "user: three"]
+    script.sessions.clear()
+    gone = piped("four\n")
+    assert gone.returncode == 0
+    assert "is gone" in gone.stderr
+
+
+def test_system_needs_a_new_session(script: Any) -> None:
+    result = piped("x\n", "--session", script.add()["id"], "--system", "Be brief.")
+    assert result.returncode == 2
+    assert "--new" in result.stderr
+
+
+def test_an_unknown_session_is_one_line(server: Any) -> None:
+    result = piped("x\n", "--session", "sess_unknown")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_in_a_pipe_ends_with_code_1(script: Any) -> None:
+    script.socket_error = True
+    result = piped("x\ny\n")
+    assert result.returncode == 1
+    assert "scripted" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_interrupt_stops_the_answer_and_then_leaves(script: Any, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal()
+    screen.expect("> ")
+    screen.type("forever")
+    screen.expect("again again again")
+    screen.interrupt()
+    screen.expect("(stopped)")
+    screen.expect("> ")
+    assert script.cancelled == ["gen_1"]
+    screen.type("still there?")
+    screen.expect("echo: user: still there?")
+    screen.expect("> ")
+    # The prompt is shown a moment before input() waits; a signal in between would only count at the next key.
+    time.sleep(0.3)
+    screen.interrupt()
+    screen.expect("Go on another day with: palimpsest chat")
+    assert screen.process.wait(10) == 0
+
+
+def test_end_of_input_leaves(script: Any, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal()
+    screen.expect("> ")
+    os.write(screen.master, b"\x04")
+    screen.expect("Go on another day with: palimpsest chat")
+    assert screen.process.wait(10) == 0
+
+
+def test_a_restart_while_nothing_runs_goes_unnoticed(
+    server: Any, script: Any, terminal: Callable[..., Terminal]
+) -> None:
+    screen = terminal()
+    screen.expect("> ")
+    screen.type("one")
+    screen.expect("echo: user: one")
+    server.stop()
+    server.start()
+    screen.expect("> ")
+    screen.type("two")
+    screen.expect("echo: user: two")
+    assert list(script.texts.values()) == ["user: oneuser: two"]
+
+
+def test_a_question_that_was_not_stored_is_asked_again(script: Any, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal()
+    screen.expect("> ")
+    script.keep_prompt = False
+    script.socket_close = (1012, 0)
+    screen.type("one")
+    screen.expect("echo: user: one")
+    assert len(script.generations) == 2
+
+
+def test_a_question_that_was_stored_is_not_asked_again(script: Any, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal()
+    screen.expect("> ")
+    script.socket_close = (1012, 2)
+    screen.type("one two")
+    screen.expect("the question was kept")
+    screen.expect("> ")
+    assert len(script.generations) == 1
+    screen.type("more")
+    screen.expect("echo: user: more")
+    assert list(script.texts.values()) == ["user: one twouser: more"]

@@ -1,0 +1,104 @@
+"""Small memories over the tiny model, and the ways in which a text can be fed to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.config import MemoryConfig
+from models.memory import MECHANISMS
+from models.memory.slots import SlotsConfig
+from models.state import MemoryState
+from models.transformer import Decoder
+from models.weights.checkpoint import Checkpoint
+
+ALL_HEADS = tuple((layer, head) for layer in range(4) for head in range(2))
+SOME_HEADS = ((0, 1), (2, 0), (2, 1), (3, 0))
+
+
+def window_config(**changes: Any) -> MemoryConfig:
+    """A ring of 48 tokens, so that folds are frequent."""
+    return MemoryConfig(**{"window": 32, "segment": 16, "sinks": 4, **changes})
+
+
+def slots_config(**changes: Any) -> SlotsConfig:
+    """A ring of 48 tokens and 24 slots in four heads, stored in the compute dtype."""
+    small = {"window": 32, "segment": 16, "sinks": 4, "heads": SOME_HEADS, "slots": 24, "slot_dtype": "same"}
+    return SlotsConfig(**{**small, "reach": 3, **changes})
+
+
+def build(checkpoint: Checkpoint, config: MemoryConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The checkpoint over the memory that `config` belongs to."""
+    name = "slots" if isinstance(config, SlotsConfig) else "window"
+    tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.tensors.items()}
+    return Decoder(checkpoint.config, tensors, MECHANISMS[name].build(checkpoint.config, config, dtype))
+
+
+def random_tokens(decoder: Decoder, count: int, seed: int = 0) -> list[int]:
+    """Token ids that any vocabulary entry may be among."""
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(decoder.config.vocab_size, (count,), generator=generator).tolist()
+    return ids
+
+
+def feed(decoder: Decoder, state: MemoryState, tokens: Sequence[int], cuts: Sequence[int] = ()) -> Tensor:
+    """Take `tokens` in, cut into chunks of the sizes `cuts` (again and again; whole without any). Logits (n, V)."""
+    parts, begin, turn = [], 0, 0
+    while begin < len(tokens):
+        size = cuts[turn % len(cuts)] if cuts else len(tokens)
+        chunk = torch.tensor([tokens[begin : begin + size]])
+        parts.append(decoder(chunk, state, logits="all")[0][0])
+        begin, turn = begin + size, turn + 1
+    return torch.cat(parts)
+
+
+def read(decoder: Decoder, tokens: Sequence[int], cuts: Sequence[int] = ()) -> tuple[Tensor, MemoryState]:
+    """`feed` to a new session: logits (n, V) and the state."""
+    state = decoder.empty_state()
+    return feed(decoder, state, tokens, cuts), state
+
+
+def greedy(decoder: Decoder, state: MemoryState, count: int) -> list[int]:
+    """The likeliest continuation; consumes the state."""
+    token = int(decoder.read_out(state.read("hidden"))[0].argmax())
+    chosen = [token]
+    while len(chosen) < count:
+        logits, _ = decoder(torch.tensor([[token]]), state)
+        token = int(logits[0].argmax())
+        chosen.append(token)
+    return chosen
+
+
+def assert_same_state(one: MemoryState, other: MemoryState) -> None:
+    """Integers equal; floats to 1e-4 of the tensor's largest entry; int8 to one step of rounding."""
+    others = other.tensors()
+    for name, tensor in one.tensors().items():
+        if tensor.dtype == torch.int8:
+            assert (tensor.int() - others[name].int()).abs().max() <= 1, name
+        elif tensor.is_floating_point():
+            finite = tensor.isfinite()
+            assert torch.equal(finite, others[name].isfinite()), name
+            # One step of bfloat16 rounding where the state itself is stored in it.
+            share = 1e-2 if tensor.dtype == torch.bfloat16 else 1e-4
+            atol = share * max(1.0, float(tensor[finite].float().abs().max())) if finite.any() else 0.0
+            torch.testing.assert_close(
+                tensor[finite], others[name][finite], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        else:
+            assert torch.equal(tensor, others[name]), name
+
+
+def bits(state: MemoryState) -> dict[str, Tensor]:
+    """A copy of every tensor, to be compared bit for bit."""
+    return {name: tensor.clone() for name, tensor in state.tensors().items()}
+
+
+def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Every tensor has the same bytes."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        same = torch.equal(tensor.contiguous().view(-1).view(torch.uint8), other[name].contiguous().view(-1).view(torch.uint8))
+        assert same, name

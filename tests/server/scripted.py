@@ -1,0 +1,207 @@
+"""A pool that plays what a test wrote for it, and a server around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+from server.app import create_app
+from server.errors import ServerError
+from server.messages import (
+    Answer,
+    Append,
+    Appended,
+    Cancel,
+    Done,
+    Forget,
+    Generate,
+    GenerationCompleted,
+    GenerationDelta,
+    GenerationEvent,
+    GenerationStarted,
+    Inspect,
+    Inspected,
+    LayerMemory,
+    Ready,
+    Remembered,
+)
+from server.serving import DrainingServer, create_server
+from server.settings import Settings
+from server.store.base import Store
+
+SERVED = Ready(
+    worker=0,
+    model="tiny/scripted",
+    model_fingerprint="00",
+    memory="slots",
+    state_bytes=4096,
+    trained_context=512,
+    parameters=1000,
+    device="cpu",
+    dtype="float32",
+)
+
+
+@dataclass
+class ScriptedPool:
+    """Counts a character as a token. A generation sends `deltas`, each after `gate` lets it."""
+
+    described: Ready | None = SERVED
+    deltas: list[str] = field(default_factory=lambda: ["Hello", ", ", "world."])
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    append_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    appended: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    fail_append_at: Callable[[int], ServerError | None] = lambda _count: None
+    fail_before: Exception | None = None
+    fail_after_deltas: Exception | None = None
+    requests: list[Append | Generate | Cancel | Inspect | Forget] = field(default_factory=list)
+    positions: dict[str, int] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
+    seen: dict[tuple[str, str], Appended] = field(default_factory=dict)
+    sent: int = 0
+    stopped_with: float | None = None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.append_gate.set()
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Remember how long it was given."""
+        self.stopped_with = drain_seconds
+
+    @property
+    def ready(self) -> bool:
+        """Whether it describes itself."""
+        return self.described is not None
+
+    def describe(self) -> Ready | None:
+        """As the test set it."""
+        return self.described
+
+    @property
+    def appends(self) -> list[Append]:
+        """The appends, in order."""
+        return [request for request in self.requests if isinstance(request, Append)]
+
+    async def call(self, request: Append | Cancel | Inspect | Forget) -> Answer:
+        """Answer at once, or when `append_gate` opens."""
+        self.requests.append(request)
+        match request:
+            case Append():
+                await self.append_gate.wait()
+                return self._append(request)
+            case Cancel():
+                self.cancelled.add(request.generation_id)
+                self.gate.set()
+                return Done()
+            case Inspect():
+                return self._inspect(request)
+            case Forget():
+                return Done()
+
+    def _append(self, request: Append) -> Appended:
+        failure = self.fail_append_at(len(self.appends))
+        if failure:
+            raise failure
+        key = (request.session_id, request.op_id or "")
+        if key in self.seen:
+            return self.seen[key].model_copy(update={"applied": False})
+        texts = [request.text] if request.text else [message.content for message in request.messages or ()]
+        tokens = sum(map(len, texts))
+        position = self.positions.get(request.session_id, 0) + tokens
+        self.positions[request.session_id] = position
+        answer = Appended(
+            op_id=request.op_id,
+            tokens=tokens,
+            position=position,
+            status="journaled" if request.wait == "journal" else "remembered",
+            applied=True,
+            state_bytes=4096,
+        )
+        self.seen[key] = answer
+        self.appended.release()
+        return answer
+
+    def _inspect(self, request: Inspect) -> Inspected:
+        return Inspected(
+            memory="slots",
+            position=self.positions.get(request.session_id, 0),
+            state_bytes=4096,
+            folds=2,
+            local_tokens=7,
+            layers=(LayerMemory(layer=3, kv_heads=(1,), slots=8, used=5),),
+            remembered=(Remembered(position=4, text="the gate"),),
+        )
+
+    async def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
+        """Play the script."""
+        self.requests.append(request)
+        self.started.set()
+        try:
+            if self.fail_before:
+                raise self.fail_before
+            yield GenerationStarted(generation_id=request.generation_id, prompt_tokens=3)
+            text = ""
+            for index, delta in enumerate(self.deltas):
+                await self.gate.wait()
+                if request.generation_id in self.cancelled:
+                    break
+                text += delta
+                self.sent = index + 1
+                yield GenerationDelta(generation_id=request.generation_id, index=index, text=delta)
+            if self.fail_after_deltas:
+                raise self.fail_after_deltas
+            yield GenerationCompleted(
+                generation_id=request.generation_id,
+                text=text,
+                finish_reason="cancelled" if request.generation_id in self.cancelled else "stop",
+                prompt_tokens=3,
+                completion_tokens=self.sent,
+                context_tokens=10,
+                position=13,
+            )
+        finally:
+            self.closed.set()
+
+
+class RunningServer:
+    """The app under a real uvicorn, on a free port, in the test's own loop."""
+
+    def __init__(self, settings: Settings, pool: ScriptedPool, store: Store) -> None:
+        self.app = create_app(settings, pool, store)
+        self.server: DrainingServer = create_server(settings, self.app, self._listens)
+        self.url = ""
+        self._listening = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def _listens(self, url: str) -> None:
+        self.url = url
+        self._listening.set()
+
+    @property
+    def websocket_url(self) -> str:
+        """The same address for WebSockets."""
+        return self.url.replace("http://", "ws://")
+
+    async def start(self) -> None:
+        """Return when it listens."""
+        self._task = asyncio.create_task(self.server.serve())
+        async with asyncio.timeout(10):
+            await self._listening.wait()
+
+    def terminate(self) -> None:
+        """What SIGTERM does."""
+        self.server.should_exit = True
+
+    async def stop(self) -> None:
+        """Shut down and wait until it has."""
+        self.terminate()
+        assert self._task
+        async with asyncio.timeout(20):
+            await self._task

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import PREFIX, InvalidSettingsError, Settings, load
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
+def test_defaults_need_no_environment(tmp_path: Path) -> None:
+    settings = load()
+    assert (settings.host, settings.port, settings.memory, settings.device) == ("127.0.0.1", 8000, "slots", ("auto",))
+    assert settings.data_dir == tmp_path / "palimpsest"
+    assert (settings.window, settings.slots, settings.slot_dtype) == (None, None, None)
+    assert settings.api_keys == {}
+
+
+def test_data_goes_home_without_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert load().data_dir == Path.home() / ".local/share/palimpsest"
+
+
+def test_every_field_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_PORT", "9000")
+    monkeypatch.setenv("PALIMPSEST_WINDOW", "")
+    monkeypatch.setenv("PALIMPSEST_DEVICE", "cuda:0, cuda:1")
+    monkeypatch.setenv("PALIMPSEST_API_KEYS", '{"secret": "a"}')
+    settings = load(memory="window")
+    assert (settings.port, settings.window, settings.memory) == (9000, None, "window")
+    assert settings.device == ("cuda:0", "cuda:1")
+    assert "secret" not in repr(settings)
+    assert load(port=1).port == 1
+
+
+def test_a_worker_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = load(
+        device="cpu,cuda:1", segment=64, slot_dtype="bf16", calibration=tmp_path / "c.json", snapshot_seconds=0.5
+    )
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load() == settings
+
+
+def test_keys_are_not_handed_on() -> None:
+    assert "secret" not in str(load(api_keys={"secret": "a"}).environment())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("PORT", "70000", "less than or equal to 65535"),
+        ("PORT", "http", "integer"),
+        ("MEMORY", "elephant", "'slots' or 'window'"),
+        ("SEGMENT", "0", "greater than or equal to 1"),
+        ("DRAIN_SECONDS", "nan", "finite"),
+        ("DEVICE", " , ", "at least 1"),
+        ("API_KEYS", "key", "JSON object"),
+        ("API_KEYS", '{"": "a"}', "empty"),
+        ("API_KEYS", '{"white space": "a"}', "visible ASCII"),
+    ],
+)
+def test_wrong_values_name_their_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str, part: str) -> None:
+    monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(InvalidSettingsError) as error:
+        load()
+    assert str(error.value).startswith(f"PALIMPSEST_{name}: ")
+    assert part in str(error.value)
+    assert "white space" not in str(error.value)
+
+
+def test_auto_stands_alone() -> None:
+    with pytest.raises(InvalidSettingsError, match="auto stands alone"):
+        load(device="auto,cpu")
