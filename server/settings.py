@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         64, ge=1, description="Most tokens read in one step beside running generations."
     )
     max_batch: int = Field(32, ge=1, description="Most sessions that run in one step.")
-    snapshot_tokens: int = Field(8192, ge=1, description="Write a session's snapshot after so many new tokens.")
+    snapshot_tokens: int = Field(4096, ge=1, description="Write a session's snapshot after so many new tokens.")
     snapshot_seconds: float = Field(
         60.0, gt=0, description="Write a changed session's snapshot at least so often, in seconds."
     )

@@ -90,6 +90,8 @@ class Slots:
         if layer not in self._heads:
             return None
         filled = [min(self.config.slots, max(0, count - self.config.sinks)) for count in folded]
+        if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
+            return None
         heads, used = self._range[layer], slice(0, max(filled))
         quantized = self._dtype == torch.int8
         alike = min(filled) == max(filled)

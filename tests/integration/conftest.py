@@ -15,6 +15,7 @@ from models.codec import StateKind
 from models.load import LoadedModel, load_model
 from models.weights.checkpoint import load_checkpoint
 from tests.integration.server_process import ServerProcess
+from tests.integration.texts import plain_text
 
 StartServer = Callable[..., ServerProcess]
 
@@ -114,3 +115,15 @@ def narrow(server_environment: dict[str, str], tmp_path_factory: pytest.TempPath
         yield process
     finally:
         process.clean_up()
+
+
+@pytest.fixture(scope="session")
+def opening(server: ServerProcess) -> str:
+    """A text after which the model goes on greedily for at least 300 tokens."""
+    with server.client() as client:
+        for seed in range(200, 300):
+            session = client.sessions.create()
+            session.append(plain_text(seed, 40))
+            if session.generate(max_tokens=300, temperature=0, remember=False).finish_reason == "length":
+                return plain_text(seed, 40)
+    raise AssertionError("the tiny model always ends early")

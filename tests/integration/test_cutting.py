@@ -14,7 +14,7 @@ from tests.integration.server_process import ServerProcess
 from tests.integration.stored import assert_same_state, saved_state
 from tests.integration.texts import cut, mixed_text, plain_text
 
-TEXT = mixed_text(1, 150)
+TEXT = mixed_text(1, 100)
 
 Way = Callable[[SessionHandle, str], int]
 
@@ -86,18 +86,18 @@ def test_another_text_is_another_session(client: Client, whole: SessionHandle) -
 
 
 def test_text_goes_on_behind_a_generation_the_same_however_it_is_cut(client: Client) -> None:
-    sessions = [client.sessions.create(), client.sessions.create()]
-    for session, pieces in zip(sessions, ([plain_text(2, 50)], cut(plain_text(2, 50), 5, 20)), strict=True):
+    whole, cut_up = client.sessions.create(), client.sessions.create()
+    for session, pieces in zip((whole, cut_up), ([plain_text(2, 50)], cut(plain_text(2, 50), 5, 20)), strict=True):
         for piece in pieces:
             session.append(piece)
         greedy(session, 10)
         for piece in pieces:
             session.append(piece)
-    assert_alike(*sessions)
+    assert_alike(whole, cut_up)
 
 
 def test_journaled_text_is_acknowledged_before_it_is_read(client: Client) -> None:
-    text = plain_text(3, 4000)
+    text = plain_text(3, 1500)
     session, reference = client.sessions.create(), client.sessions.create()
     answer = session.append(text, wait="journal")
     assert (answer.status, answer.position) == ("journaled", session.refresh().position)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -13,3 +15,12 @@ from models.weights.checkpoint import Checkpoint, load_checkpoint
 def checkpoint(tiny_model: Path) -> Checkpoint:
     """Loaded once: a checkpoint is never written to."""
     return load_checkpoint(str(tiny_model))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny products are quicker on one thread, and the machine may be shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -108,7 +108,9 @@ class Reference:
         assert isinstance(memory, SlotsConfig)
         end = start + memory.segment
         # Statistics of all that was ever evicted, this segment included; sinks never count.
-        gone = np.stack([self.keys[head][place] for place in range(memory.sinks, end)])
+        gone = np.array(self.keys[head][memory.sinks : end])
+        if not len(gone):
+            return
         spread = np.cov(gone, rowvar=False, bias=True) + memory.ridge * np.eye(self._config.head_dim)
         centre = gone.mean(axis=0)
         known = self.leverage[head]

@@ -1,0 +1,55 @@
+# The verbs of the project. Each sets up on first use what it needs: .venv, dependencies, the default model.
+#
+#   make serve   start the server on http://127.0.0.1:8000   (ARGS="--port 9000 …")
+#   make test    run all tests                                (ARGS="-k name …")
+#   make check   ruff, mypy, import-linter
+#   make demo    a session that survives being killed, in a few minutes
+#   make bench   what sessions remember                       (ARGS="--book PATH …")
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: serve test check demo bench model clean
+.DEFAULT_GOAL := serve
+
+serve: .venv/.server model
+	$(BIN)/palimpsest-server serve $(ARGS)
+
+test: .venv/.developer model
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/.developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: .venv/.server model
+	$(BIN)/python -m bench.demo $(ARGS)
+
+bench: .venv/.server model
+	$(BIN)/python -m bench.recall $(ARGS)
+
+model: .venv/.server
+	@$(BIN)/python -m models.weights.hub
+
+.venv/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Palimpsest needs Python 3.11 or newer; $(PYTHON) is older or missing. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Creating the virtual environment .venv"
+	@$(PYTHON) -m venv .venv || { echo "Could not create .venv. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/.server: .venv/.python pyproject.toml clients/python/pyproject.toml
+	@echo "Installing the server and the client with their dependencies (torch is large: the first time takes minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e clients/python
+	@touch $@
+
+.venv/.developer: .venv/.server
+	@echo "Installing the tools of developers"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -e clients/python
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

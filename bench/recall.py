@@ -1,0 +1,200 @@
+"""What a session still knows: `python -m bench.recall [--book PATH] [--quick]`.
+
+Passkey in filler, a seven-digit needle in a book, facts in plain words, and the likelihood of the book itself, each beside its
+controls. Trials that share a haystack share its reading: the state is forked where the needle goes in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.reading import (
+    Reader,
+    everything_reader,
+    full_attention_reader,
+    slots_reader,
+    window_reader,
+)
+from models.probes import FACTS, Needle, fact, needle, passkey, prose
+from models.tokenizer import Tokenizer
+from models.weights.checkpoint import Checkpoint, load_checkpoint
+from models.weights.hub import DEFAULT_MODEL
+
+RESULTS = Path(__file__).parent / "results" / "recall.json"
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure. `accuracy` is digits for needles, exact match for passkeys and facts, and nats a token for `nll`."""
+
+    mechanism: str
+    task: str
+    length: int
+    depth: str
+    trials: int
+    accuracy: float
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A needle that goes into a haystack behind `place` tokens."""
+
+    needle: Needle
+    place: int
+
+
+class Recall:
+    """Runs trials and collects results."""
+
+    def __init__(self, checkpoint: Checkpoint, book: str) -> None:
+        self.checkpoint = checkpoint
+        self.tokenizer = Tokenizer.of(checkpoint.tokenizer)
+        self.book = self.tokenizer.encode(book)
+        self.results: list[Result] = []
+
+    def passkey(self, reader: Reader, length: int, trials: int) -> None:
+        """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
+        source = random.Random(length)
+        line = len(self.tokenizer.encode(passkey(source, 2, 0)[0])) - len(self.tokenizer.encode(passkey(source, 1, 0)[0]))
+        repeats = length // line
+        hay = self.tokenizer.encode(passkey(source, repeats, 1)[0].rsplit("The pass key", 3)[0])
+        lines = [place for place in range(len(hay)) if self._ends_line(hay, place)]
+        planted = [
+            Trial(passkey(source, 0, 0)[1], lines[round(index / max(1, trials - 1) * (len(lines) - 1))])
+            for index in range(trials)
+        ]
+        self._run(reader, "passkey", length, hay, planted)
+
+    def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> None:
+        """Seven digits in the book, at even depths."""
+        source = random.Random(length + 1)
+        self._hide(reader, "needle", length, [needle(source) for _ in range(trials)], haystacks, source)
+
+    def facts(self, reader: Reader, length: int, rounds: int) -> None:
+        """Every template once a round, in another part of the book each round."""
+        source = random.Random(length + 2)
+        hidden = [fact(source, template) for _ in range(rounds) for template in FACTS]
+        self._hide(reader, "facts", length, hidden, rounds, source)
+
+    def nll(self, reader: Reader, length: int) -> None:
+        """Likelihood of the book's tokens from the 2,048th on."""
+        losses = reader.losses(self.book[:length])[2048:]
+        self._add(Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes))
+
+    def _hide(
+        self, reader: Reader, task: str, length: int, hidden: Sequence[Needle], haystacks: int, source: random.Random
+    ) -> None:
+        each = len(hidden) // haystacks
+        right: list[float] = []
+        for number in range(haystacks):
+            begin = source.randrange(max(1, len(self.book) - length))
+            hay = self.book[begin : begin + length]
+            borders = [place for place in range(1, length - 600) if self._ends_sentence(hay, place)]
+            chosen = hidden[number * each : (number + 1) * each]
+            trials = [
+                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))]) for index, one in enumerate(chosen)
+            ]
+            right += self._trials(reader, task, hay, trials)
+        self._report(reader, task, length, right)
+
+    def _run(self, reader: Reader, task: str, length: int, hay: Sequence[int], trials: Sequence[Trial]) -> None:
+        self._report(reader, task, length, self._trials(reader, task, hay, trials))
+
+    def _trials(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
+        state, read, right = reader.empty(), 0, []
+        for trial in sorted(trials, key=lambda trial: trial.place):
+            state = reader.read(state, hay[read : trial.place])
+            read = trial.place
+            sentence = self.tokenizer.encode(" " + trial.needle.sentence, start=False)
+            planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
+            question = self.tokenizer.encode("\n" + trial.needle.question, start=False)
+            wanted = self.tokenizer.encode(trial.needle.answer, start=False)
+            got = reader.answer(planted, question, len(wanted))
+            right.append(_score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got)))
+        return right
+
+    def _report(self, reader: Reader, task: str, length: int, right: Sequence[float]) -> None:
+        accuracy = round(sum(right) / len(right), 4)
+        self._add(Result(reader.name, task, length, "spread", len(right), accuracy, reader.state_bytes))
+
+    def _add(self, result: Result) -> None:
+        self.results.append(result)
+        figure = f"{result.accuracy:.4f}"
+        console.print(f"{time.strftime('%H:%M:%S')} {result.task:<8} {result.length:>7,} {result.mechanism:<16} {figure}")
+
+    def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
+        return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
+
+    def _ends_line(self, tokens: Sequence[int], place: int) -> bool:
+        return place > 0 and self.tokenizer.token_text(tokens[place - 1]).endswith("\n")
+
+
+def _score(task: str, wanted: str, got: str) -> float:
+    """Digits in their places for needles, everything or nothing for the rest."""
+    if task == "needle":
+        pairs = list(zip(wanted.strip(), got.strip().ljust(len(wanted)), strict=False))
+        return sum(a == b for a, b in pairs) / len(pairs)
+    return float(wanted.strip() == got.strip())
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The results for people."""
+    shown = Table(title="What a session still knows")
+    for name in ("task", "tokens", "memory", "state MiB", "trials", "result"):
+        shown.add_column(name, justify="left" if name in ("task", "memory") else "right")
+    for one in results:
+        figure = f"{one.accuracy:.3f} nats" if one.task == "nll" else f"{one.accuracy:.0%}"
+        size = f"{one.state_bytes / 2**20:.1f}"
+        shown.add_row(one.task, f"{one.length:,}", one.mechanism, size, f"{one.trials:,}", figure)
+    return shown
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench.recall", description="Measure what a session still knows.")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--book", type=Path, help="a long plain text as haystack; default: generated prose")
+    parser.add_argument("--quick", action="store_true", help="short lengths, few trials")
+    parser.add_argument("--only", nargs="*", choices=("passkey", "needle", "facts", "nll"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
+    book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
+    recall = Recall(checkpoint, book)
+    slots, window = slots_reader(checkpoint), window_reader(checkpoint)
+    scale = 4 if options.quick else 1
+    tasks = options.only or ("passkey", "needle", "facts", "nll")
+    if "passkey" in tasks:
+        recall.passkey(slots, 32_768 // scale, 10)
+        recall.passkey(window, 4_096, 5)
+    if "needle" in tasks:
+        recall.needles(slots, 16_384 // scale, 20 // scale, 4 // scale)
+        recall.needles(window, 4_096, 5, 1)
+    if "facts" in tasks:
+        for length in (4_096, 8_192)[: 1 if options.quick else 2]:
+            recall.facts(full_attention_reader(checkpoint, length + 600), length, 1)
+            recall.facts(slots, length, 1)
+            recall.facts(everything_reader(checkpoint, length), length, 1)
+    if "nll" in tasks:
+        for reader in (window, slots, everything_reader(checkpoint, 8_192)):
+            recall.nll(reader, 8_192 if options.quick else 12_288)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps([asdict(one) for one in recall.results], indent=1) + "\n", encoding="utf-8")
+    Console().print(table(recall.results))
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
