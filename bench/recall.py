@@ -67,7 +67,9 @@ class Recall:
     def passkey(self, reader: Reader, length: int, trials: int) -> None:
         """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
         source = random.Random(length)
-        line = len(self.tokenizer.encode(passkey(source, 2, 0)[0])) - len(self.tokenizer.encode(passkey(source, 1, 0)[0]))
+        line = len(self.tokenizer.encode(passkey(source, 2, 0)[0])) - len(
+            self.tokenizer.encode(passkey(source, 1, 0)[0])
+        )
         repeats = length // line
         hay = self.tokenizer.encode(passkey(source, repeats, 1)[0].rsplit("The pass key", 3)[0])
         lines = [place for place in range(len(hay)) if self._ends_line(hay, place)]
@@ -91,7 +93,9 @@ class Recall:
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
         losses = reader.losses(self.book[:length])[2048:]
-        self._add(Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes))
+        self._add(
+            Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes)
+        )
 
     def _hide(
         self, reader: Reader, task: str, length: int, hidden: Sequence[Needle], haystacks: int, source: random.Random
@@ -104,7 +108,8 @@ class Recall:
             borders = [place for place in range(1, length - 600) if self._ends_sentence(hay, place)]
             chosen = hidden[number * each : (number + 1) * each]
             trials = [
-                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))]) for index, one in enumerate(chosen)
+                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))])
+                for index, one in enumerate(chosen)
             ]
             right += self._trials(reader, task, hay, trials)
         self._report(reader, task, length, right)
@@ -132,7 +137,9 @@ class Recall:
     def _add(self, result: Result) -> None:
         self.results.append(result)
         figure = f"{result.accuracy:.4f}"
-        console.print(f"{time.strftime('%H:%M:%S')} {result.task:<8} {result.length:>7,} {result.mechanism:<16} {figure}")
+        console.print(
+            f"{time.strftime('%H:%M:%S')} {result.task:<8} {result.length:>7,} {result.mechanism:<16} {figure}"
+        )
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
         return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))

@@ -41,9 +41,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly"
-            )
+            raise ConfigError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
             raise ConfigError(f"rotary embedding needs an even head size, not {self.head_dim}")
 
@@ -67,9 +65,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         if self.segment < 1 or self.window < self.segment or self.window % self.segment:
-            raise ConfigError(
-                f"the window ({self.window}) must be a positive multiple of the segment ({self.segment})"
-            )
+            raise ConfigError(f"the window ({self.window}) must be a positive multiple of the segment ({self.segment})")
         if not 0 <= self.sinks <= self.segment:
             raise ConfigError(f"sinks ({self.sinks}) must lie between 0 and the segment ({self.segment})")
 

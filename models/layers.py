@@ -74,9 +74,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     return out.view(query.shape)
 
 
-def attend_jointly(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far
-) -> Tensor:
+def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far) -> Tensor:
     """One softmax over near keys (seen by `query`) and far keys (seen by `far_query`), both (B, r, G, T, d).
 
     Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
@@ -117,6 +115,9 @@ def _attend_in_two_passes(
     if far.value_scale is not None:
         far_values = far_values * far.value_scale[..., None].to(query.dtype)
     away, far_mass = _flash(far_query.flatten(2, 3), far_keys, far_values, far_bias)
+    if far.visible is not None:
+        # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
+        far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.float() * share + away.float() * (1 - share)).to(query.dtype).view(query.shape)
 

@@ -88,9 +88,7 @@ def fact(source: random.Random, template: Template | None = None, name: str | No
     """A fact in natural wording."""
     chosen = template or source.choice(FACTS)
     owner, value = name or source.choice(_NAMES), source.choice(list(chosen.values))
-    return Needle(
-        chosen.sentence.format(name=owner, value=value), chosen.cue.format(name=owner), f" {value}"
-    )
+    return Needle(chosen.sentence.format(name=owner, value=value), chosen.cue.format(name=owner), f" {value}")
 
 
 def needles(source: random.Random, count: int) -> list[Needle]:
@@ -104,7 +102,11 @@ def passkey(source: random.Random, repeats: int, depth: float) -> tuple[str, Nee
     Returns the text, which the needle's sentence is already part of, and the needle.
     """
     key = source.randrange(1, 50_001)
-    hidden = Needle(f"The pass key is {key}. Remember it. {key} is the pass key.", "What is the pass key? The pass key is", f" {key}")
+    hidden = Needle(
+        f"The pass key is {key}. Remember it. {key} is the pass key.",
+        "What is the pass key? The pass key is",
+        f" {key}",
+    )
     before = round(repeats * depth)
     parts = [_PASSKEY_TASK, *[_PASSKEY_FILLER] * before, hidden.sentence, *[_PASSKEY_FILLER] * (repeats - before)]
     return "\n".join(parts) + "\n", hidden
@@ -123,7 +125,7 @@ def plant(text: str, sentences: Sequence[str], depths: Sequence[float]) -> str:
 
 
 def prose(source: random.Random, characters: int) -> str:
-    """A plain narrative of about so many characters, in paragraphs. Without numbers, and hardly ever the same sentence twice."""
+    """A plain narrative of about so many characters, in paragraphs. Without numbers."""
     paragraphs: list[str] = []
     length = 0
     while length < characters:

@@ -67,10 +67,8 @@ class Sampler:
         scores = logits.cpu()
         if sampling.repetition_penalty != 1.0 and len(recent):
             scores = penalize(scores, recent.cpu(), sampling.repetition_penalty)
-        if sampling.temperature == 0:
-            token = int(scores.argmax())
-        else:
-            token = self._draw(filtered(scores, sampling))
+        greedy = sampling.temperature == 0
+        token = int(scores.argmax()) if greedy else self._draw(filtered(scores, sampling))
         if sampling.logprobs is None:
             return Sample(token)
         return self._with_logprobs(token, logits.cpu(), sampling.logprobs)

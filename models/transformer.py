@@ -139,9 +139,7 @@ class Decoder(nn.Module):
         joined = out.flatten(1, 2).transpose(1, 2).reshape(batch, length, heads * size)
         return F.linear(joined, layer.out).float()
 
-    def _attend(
-        self, index: int, piece: Piece, query: Tensor, near_query: Tensor, state: MemoryState
-    ) -> Tensor:
+    def _attend(self, index: int, piece: Piece, query: Tensor, near_query: Tensor, state: MemoryState) -> Tensor:
         kv_heads, groups = self.config.num_kv_heads, self.config.queries_per_kv
         keys, values = state.read("ring_keys", index), state.read("ring_values", index)
         near_query = near_query.unflatten(1, (kv_heads, groups))  # (B, K, G, t, d)
@@ -160,5 +158,3 @@ class Decoder(nn.Module):
             near_query[:, chosen], keys[:, chosen], values[:, chosen], piece.bias, asking, far
         )
         return out
-
-

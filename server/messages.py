@@ -234,9 +234,7 @@ class Failed(Message):
 
 
 Request = Append | Generate | Cancel | Inspect | Forget | Drain
-Answer = (
-    Ready | Appended | GenerationStarted | GenerationDelta | GenerationCompleted | Inspected | Done | Failed
-)
+Answer = Ready | Appended | GenerationStarted | GenerationDelta | GenerationCompleted | Inspected | Done | Failed
 GenerationEvent = GenerationStarted | GenerationDelta | GenerationCompleted
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])

@@ -42,6 +42,10 @@ class SlotsConfig(MemoryConfig):
             raise ConfigError("slots need retrieval heads: calibrate the model, or choose the window memory")
         if self.slots < 1:
             raise ConfigError(f"slots must be at least 1, not {self.slots}")
+        if self.slot_dtype not in ("bf16", "int8", "same"):
+            raise ConfigError(f"slot_dtype must be bf16, int8 or same, not {self.slot_dtype!r}")
+        if not self.ridge > 0:
+            raise ConfigError(f"ridge must be above 0, not {self.ridge}")
         if not 0 <= self.reach <= min(self.window, self.segment):
             raise ConfigError(f"reach ({self.reach}) must lie between 0 and the segment ({self.segment})")
 

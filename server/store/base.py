@@ -130,9 +130,7 @@ class Store(Protocol):
     async def get(self, tenant: str, session_id: str) -> SessionRecord:
         """The newest record."""
 
-    async def list(
-        self, tenant: str, *, limit: int, after: str | None, order: Literal["asc", "desc"]
-    ) -> Page:
+    async def list(self, tenant: str, *, limit: int, after: str | None, order: Literal["asc", "desc"]) -> Page:
         """Sessions by creation time (id breaks ties), beginning behind the session `after`."""
 
     async def update(
@@ -141,7 +139,7 @@ class Store(Protocol):
         session_id: str,
         *,
         metadata: Mapping[str, str] | None = None,
-        ttl_seconds: int | None | Literal["keep"] = "keep",
+        ttl_seconds: int | Literal["keep"] | None = "keep",
         if_version: int | None = None,
     ) -> SessionRecord:
         """Change metadata or lifetime. Raises `PreconditionFailed` when `if_version` is not the newest."""

@@ -70,9 +70,7 @@ class EmbeddedStore:
         """The newest record."""
         return await self._transact(embedded_sessions.get, tenant, session_id, self._clock())
 
-    async def list(
-        self, tenant: str, *, limit: int, after: str | None, order: Literal["asc", "desc"]
-    ) -> Page:
+    async def list(self, tenant: str, *, limit: int, after: str | None, order: Literal["asc", "desc"]) -> Page:
         """Raises `InvalidRequest` (param `after`) when `after` is not a session of the tenant."""
         return await self._transact(embedded_sessions.page, tenant, limit, after, order, self._clock())
 
@@ -109,16 +107,12 @@ class EmbeddedStore:
         if not entries:
             return []
         now = self._clock()
-        return await self._transact(
-            embedded_journal.journal, tuple(entries), self._operations_since(now), now
-        )
+        return await self._transact(embedded_journal.journal, tuple(entries), self._operations_since(now), now)
 
     async def operation(self, session_id: str, op_id: str) -> OperationRecord | None:
         """What `op_id` stood for, if it was seen and has not expired."""
         now = self._clock()
-        return await self._transact(
-            embedded_journal.operation, session_id, op_id, self._operations_since(now), now
-        )
+        return await self._transact(embedded_journal.operation, session_id, op_id, self._operations_since(now), now)
 
     async def load(self, session_id: str) -> StoredSession:
         """Everything needed to go on. Raises `StateRefused` when the snapshot's file is missing or cut
@@ -147,9 +141,7 @@ class EmbeddedStore:
     async def _with_files(self, work: Callable[[], Result]) -> Result:
         return await self._file_threads.run(lambda: _translating(work))
 
-    def _connected(
-        self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
+    def _connected(self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if self._connection is None:
             raise StoreUnavailable("The store is not open yet. Try again when the server is ready.")
         with translated():

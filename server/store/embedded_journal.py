@@ -47,8 +47,7 @@ def acquire(connection: apsw.Connection, session_id: str, owner: str, now: float
     """Raise the session's fencing number."""
     with transaction(connection):
         fence = connection.execute(
-            "UPDATE sessions SET fence = fence + 1, owner = :owner "
-            f"WHERE id = :id AND {LIVE} RETURNING fence",
+            f"UPDATE sessions SET fence = fence + 1, owner = :owner WHERE id = :id AND {LIVE} RETURNING fence",
             {"id": storable(session_id), "owner": owner, "now": now},
         ).get
         if fence is None:
@@ -143,9 +142,7 @@ def point_to_snapshot(
     return head.snapshot_name
 
 
-def _outcome(
-    connection: apsw.Connection, entry: JournalEntry, operations_since: float, now: float
-) -> Exception | None:
+def _outcome(connection: apsw.Connection, entry: JournalEntry, operations_since: float, now: float) -> Exception | None:
     try:
         _apply(connection, entry, operations_since, now)
     except (ServerError, AlreadyApplied) as refusal:
@@ -199,9 +196,7 @@ def _refuse_repeated(
     raise AlreadyApplied(f"Operation {new.op_id!r} of session {session_id} is in the journal already")
 
 
-def _record_operation(
-    connection: apsw.Connection, session_id: str, operation: OperationRecord, now: float
-) -> None:
+def _record_operation(connection: apsw.Connection, session_id: str, operation: OperationRecord, now: float) -> None:
     # "Replace" because one that has expired may still be there until the next sweep.
     connection.execute(
         "INSERT OR REPLACE INTO operations VALUES (?, ?, ?, ?, ?, ?)",
@@ -243,16 +238,14 @@ def _leased(connection: apsw.Connection, lease: Lease, now: float) -> _Head:
 def _is_newer(head: _Head, lease: Lease, position: int) -> bool:
     if not 0 <= position <= head.journaled:
         raise Internal(
-            f"A snapshot of session {lease.session_id} at {position} cannot cover "
-            f"a journal of {head.journaled} tokens"
+            f"A snapshot of session {lease.session_id} at {position} cannot cover a journal of {head.journaled} tokens"
         )
     return head.snapshot_name is None or position >= head.snapshot_position
 
 
 def _tail(connection: apsw.Connection, record: SessionRecord, position: int) -> Sequence[int]:
     rows: list[tuple[Any, ...]] = connection.execute(
-        "SELECT start, tokens FROM journal "
-        "WHERE session_id = ? AND start + length(tokens) / ? > ? ORDER BY start",
+        "SELECT start, tokens FROM journal WHERE session_id = ? AND start + length(tokens) / ? > ? ORDER BY start",
         (record.id, _TOKEN_BYTES, position),
     ).fetchall()
     end = rows[0][0] if rows else position

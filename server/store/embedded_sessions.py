@@ -69,9 +69,7 @@ def create(connection: apsw.Connection, record: SessionRecord, now: float) -> Se
     if not _ID.fullmatch(record.id):
         raise Internal(f"{record.id!r} cannot be a session id: only letters, digits, _ and - are allowed")
     if record.journaled:
-        raise Internal(
-            f"Session {record.id} cannot begin with {record.journaled} tokens that no journal holds"
-        )
+        raise Internal(f"Session {record.id} cannot begin with {record.journaled} tokens that no journal holds")
     record = replace(record, expires_at=expiry(record.ttl_seconds, now))
     values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(record)}
     values["metadata"] = json.dumps(dict(record.metadata))
@@ -171,16 +169,13 @@ def delete_expired(connection: apsw.Connection, now: float) -> Sequence[str]:
     """
     with transaction(connection):
         rows = connection.execute(
-            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at <= ? LIMIT ?) "
-            "RETURNING id",
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at <= ? LIMIT ?) RETURNING id",
             (now, _SWEEP_BATCH),
         ).fetchall()
     return [str(session_id) for (session_id,) in rows]
 
 
-def remove_unreferenced(
-    connection: apsw.Connection, names: Sequence[str], remove: Callable[[str], None]
-) -> None:
+def remove_unreferenced(connection: apsw.Connection, names: Sequence[str], remove: Callable[[str], None]) -> None:
     """Call `remove` with each of the snapshot files that no session points to.
 
     The write lock is held meanwhile: nobody can begin to point to a file between the question and its

@@ -11,19 +11,11 @@ import apsw
 from server.errors import StoreUnavailable
 
 _FULL = "The disk under the store's data folder is full; free space there. Nothing was written."
-_READ_ONLY = (
-    "The store's data folder cannot be written; give the server's user permission, or mount it writable."
-)
-_CANNOT_OPEN = (
-    "The store's files cannot be opened; check that the data folder exists and belongs to the server's user."
-)
-_BUSY = (
-    "Another process kept the store's database locked for too long; try again, and look for a stuck process."
-)
+_READ_ONLY = "The store's data folder cannot be written; give the server's user permission, or mount it writable."
+_CANNOT_OPEN = "The store's files cannot be opened; check that the data folder exists and belongs to the server's user."
+_BUSY = "Another process kept the store's database locked for too long; try again, and look for a stuck process."
 _DAMAGED = "The store's database is damaged; stop the server and restore the data folder from a backup."
-_BROKEN = (
-    "Reading or writing the store's data folder failed; check the disk, and limits on the size of files."
-)
+_BROKEN = "Reading or writing the store's data folder failed; check the disk, and limits on the size of files."
 
 _DATABASE_TEXTS: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.FullError, _FULL),

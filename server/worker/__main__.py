@@ -10,8 +10,9 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import structlog
 import zmq
@@ -75,8 +76,8 @@ class Worker:
             context.term()
 
     async def _serve(self, tasks: asyncio.TaskGroup, socket: zmq.asyncio.Socket) -> None:
-        def spawn(work: Awaitable[None]) -> None:
-            tasks.create_task(_as_coroutine(work))
+        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            return tasks.create_task(work)
 
         journal = Journal(self._store)
         engine = Engine(self._settings, self._runner, self._store, journal, self._compute, spawn)
@@ -93,14 +94,14 @@ class Worker:
                 await self._handle(request_id, request)
                 break
             spawn(self._handle(request_id, request))
-        while not self._outbox.empty():
-            await asyncio.sleep(0.01)
+        await self._outbox.join()
         for task in steady:
             task.cancel()
 
     async def _send(self, socket: zmq.asyncio.Socket) -> None:
         while True:
             await socket.send(await self._outbox.get())
+            self._outbox.task_done()
 
     def _answer(self, request_id: int, answer: Answer) -> None:
         self._outbox.put_nowait(pack(request_id, answer))
@@ -133,10 +134,6 @@ class Worker:
                 return await self._desk.forget(request)
             case Drain():
                 return await self._desk.drain(request)
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work
 
 
 def _die_with_parent() -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple
 
 import structlog
 
@@ -237,15 +237,14 @@ class Desk:
     async def drain(self, request: Drain) -> Done:
         """Refuse new work, let generations finish for a while, then write every session out."""
         self._draining = True
-        deadline = time.monotonic() + request.seconds
-        while self._running and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        running = [session.generation for session in self._running.values() if session is not None]
+        if ends := [generation.done for generation in running if generation is not None]:
+            await asyncio.wait(ends, timeout=request.seconds)
         for generation_id in list(self._running):
             self._stop(generation_id)
         await self._journal.settled()
+        await self._engine.moved()
         for session in list(self._engine.sessions.values()):
-            while session.moving:
-                await asyncio.sleep(0.01)
             await self._engine.snapshot(session)
             # Appends that wait to be read are acknowledged no more; what they journaled is read after the start.
             self._engine.drop(session, Draining("the server is shutting down; ask again after its start"))
@@ -323,7 +322,7 @@ class Desk:
         if surplus > session.folded:
             await session_reached(session, self._engine, surplus)
 
-    async def _read(self, read: Callable[[Unpack[Args]], T], *args: Unpack[Args]) -> T:
+    async def _read(self, read: Callable[[*Args], T], *args: *Args) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reading, read, *args)
 
     def _refuse_when_draining(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple
 
 import structlog
 
@@ -35,7 +35,7 @@ class Engine:
         store: Store,
         journal: Journal,
         compute: ThreadPoolExecutor,
-        spawn: Callable[[Awaitable[None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._runner, self._store, self._journal = runner, store, journal
         self._compute, self._spawn, self._settings = compute, spawn, settings
@@ -43,6 +43,7 @@ class Engine:
         self._residency = Residency(settings.resident_sessions)
         self.sessions: dict[str, Session] = {}
         self._work = asyncio.Event()
+        self._moves: set[asyncio.Task[None]] = set()
         self._step = 0
 
     async def run(self) -> None:
@@ -66,7 +67,7 @@ class Engine:
         """Something may have to be done."""
         self._work.set()
 
-    async def compute(self, work: Callable[[Unpack[Args]], T], *args: Unpack[Args]) -> T:
+    async def compute(self, work: Callable[[*Args], T], *args: *Args) -> T:
         """Run on the compute thread, between two steps."""
         return await asyncio.get_running_loop().run_in_executor(self._compute, work, *args)
 
@@ -123,14 +124,23 @@ class Engine:
             row = self._residency.take(session.key)
             if row is None:
                 break
-            session.moving = True
-            self._spawn(self._move_in(session, row))
+            self._move(session, self._move_in(session, row))
         short = sum(not session.moving for session in waiting)
         leaving = sum(session.moving and session.row is not None for session in self.sessions.values())
         idle = [found for key in self._residency.by_age if (found := self._idle(key)) is not None]
         for session in idle[: max(0, short - leaving)]:
-            session.moving = True
-            self._spawn(self._move_out(session))
+            self._move(session, self._move_out(session))
+
+    def _move(self, session: Session, move: Coroutine[Any, Any, None]) -> None:
+        session.moving = True
+        task = self._spawn(move)
+        self._moves.add(task)
+        task.add_done_callback(self._moves.discard)
+
+    async def moved(self) -> None:
+        """Wait until nobody is on the way in or out."""
+        while self._moves:
+            await asyncio.wait(self._moves)
 
     def _idle(self, key: str) -> Session | None:
         """The resident session of that key if it could be sent away now."""

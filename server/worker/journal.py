@@ -15,20 +15,21 @@ class Journal:
         self._store = store
         self._waiting: deque[tuple[JournalEntry, asyncio.Future[None]]] = deque()
         self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._newest: asyncio.Future[None] | None = None
 
     def add(self, entry: JournalEntry) -> asyncio.Future[None]:
         """Queue an entry. The future is done once it is durable, or fails with why it was refused."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, future))
+        self._newest = future
         self._arrived.set()
-        self._idle.clear()
         return future
 
     async def settled(self) -> None:
         """Wait until everything added so far is durable or refused."""
-        await self._idle.wait()
+        newest = self._newest
+        if newest is not None and not newest.done():
+            await asyncio.wait([newest])
 
     async def run(self) -> None:
         """Commit until cancelled."""
@@ -49,5 +50,3 @@ class Journal:
                 else:
                     future.set_exception(outcome)
                     future.exception()  # marks it as seen: a caller that went away is no fault
-            if not self._waiting:
-                self._idle.set()

@@ -51,9 +51,7 @@ class TextReader:
         tokens += self._chat(standing, tokens, messages, prompt=False)
         return Intake(tokens, "", 0, "asked" if messages[-1].role == "user" else "none")
 
-    def prompt(
-        self, standing: Standing, prompt: str | None, messages: Sequence[ChatMessage] | None
-    ) -> Intake:
+    def prompt(self, standing: Standing, prompt: str | None, messages: Sequence[ChatMessage] | None) -> Intake:
         """All that comes before a generation. Without prompt and messages it goes on where the session stands: with the
         assistant's turn if the user's message came last, else with the text itself."""
         if messages is not None or (prompt is None and standing.turn == "asked"):

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -17,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.integration.continuing import assert_alike
-from tests.integration.server_process import ServerProcess
+from tests.integration.server_process import ServerProcess, wait_until
 from tests.integration.test_socket import socket_url
 from tests.integration.texts import plain_text
 
@@ -178,26 +179,43 @@ def test_a_json_body_that_is_too_large_is_refused(
     assert declared.status_code == 413
 
 
-def test_a_large_text_is_taken_in_as_fast_as_it_can_be(
+def test_a_huge_text_is_taken_in_no_faster_than_it_is_read(
     client: Client, server: ServerProcess, bystander: SessionHandle
 ) -> None:
     session = client.sessions.create()
-    began, before = time.monotonic(), server.worker_rss
-
-    def body() -> Iterator[bytes]:
-        while time.monotonic() - began < 4:
-            yield plain_text(1, 1000).encode()
-
-    answer = session.append_stream(body(), wait="journal")
-    assert answer.position == session.refresh().position > 10_000
-    assert server.worker_rss - before < 200 << 20
+    before, accepted = server.worker_rss, 0
+    host, port = server.url.removeprefix("http://").split(":")
+    block = plain_text(1, 4000).encode()
+    head = (
+        f"POST /v1/sessions/{session.id}/segments?wait=journal HTTP/1.1\r\nhost: {host}\r\n"
+        f"content-type: text/plain\r\ncontent-length: {100 * MEGABYTE}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as endless:
+        endless.sendall(head.encode())
+        endless.settimeout(0.2)
+        began = time.monotonic()
+        while time.monotonic() - began < 3:
+            with suppress(TimeoutError):
+                accepted += endless.send(block)
+        assert server.worker_rss - before < 200 << 20
+    assert accepted < 100 * MEGABYTE
+    # It broke off: what was journaled by then stays, and nothing comes after it.
+    wait_until(lambda: session.refresh().position == session.refresh().position > 1000, "some of it is journaled")
     client.sessions.delete(session.id)
 
 
 def test_garbage_on_a_socket_is_answered_and_then_refused(
     server: ServerProcess, session: SessionHandle, bystander: SessionHandle
 ) -> None:
-    garbage = ["{", "[]", "null", '{"type": "x"}', '{"type": "append"}', b"\x00\xff", '{"type": "append", "text": 1}']
+    garbage: list[str | bytes] = [
+        "{",
+        "[]",
+        "null",
+        '{"type": "x"}',
+        '{"type": "append"}',
+        b"\x00\xff",
+        '{"type": "append", "text": 1}',
+    ]
     with connect(socket_url(server, session), proxy=None) as channel:
         channel.recv()
         for frame in garbage:
@@ -207,11 +225,10 @@ def test_garbage_on_a_socket_is_answered_and_then_refused(
         assert json.loads(channel.recv(10))["op_id"] == "fine"
         for _ in range(50):
             channel.send("garbage")
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                channel.recv(10)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1008
+        with suppress(ConnectionClosed):
+            while channel.recv(10):
+                pass
+        assert channel.close_code == 1008
     assert session.refresh().position > 0
 
 

@@ -18,6 +18,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def as_bias(mask: Tensor) -> Tensor:
+    """Which keys a token sees (B, 1, 1, T, N), as both groups of queries add it to their scores: (B, 1, G*T, N)."""
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    return bias.expand(-1, -1, GROUPS, -1, -1).flatten(2, 3)
+
+
 def plain(query: Tensor, far_query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, far: Far) -> Tensor:
     """One softmax in float64 over all that is laid side by side."""
     far_keys, far_values = far.keys.double(), far.values.double()
@@ -47,7 +53,7 @@ def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: boo
     if quantized:
         far_keys, far_values = (far_keys * 40).round().to(torch.int8), (far_values * 40).round().to(torch.int8)
     far = Far([0, 1], far_keys, far_values, visible, *scales)
-    out = attend_jointly(query, keys, values, mask, far_query, far)
+    out = attend_jointly(query, keys, values, as_bias(mask), far_query, far)
     torch.testing.assert_close(out.double(), plain(query, far_query, keys, values, mask, far), rtol=0, atol=1e-5)
 
 
@@ -62,7 +68,7 @@ def test_near_alone_equals_a_plain_softmax(length: int) -> None:
     mask[..., 0] = True
     nothing = Far([0, 1], keys[:, :, :0], values[:, :, :0])
     expected = plain(query, query, keys, values, mask, nothing)
-    torch.testing.assert_close(attend(query, keys, values, mask).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attend(query, keys, values, as_bias(mask)).double(), expected, rtol=0, atol=1e-5)
 
 
 def config(theta: float = 1e4, scaling: RopeScaling | None = None) -> ModelConfig:

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from server.errors import NotFound, Unavailable, WorkerLost
+from server.messages import (
+    Append,
+    Appended,
+    Cancel,
+    Done,
+    Generate,
+    GenerationCompleted,
+    GenerationDelta,
+    GenerationEvent,
+    GenerationStarted,
+    SamplingParams,
+)
+from server.pool.local import LocalPool
+from server.settings import Settings, load
+from server.store.base import SessionRecord
+from server.store.embedded import EmbeddedStore
+
+
+async def until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Poll: what happens in another process sets no event here."""
+    async with asyncio.timeout(seconds):
+        while not happened():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tmp_path: Path) -> Settings:
+    return load(
+        model=str(tiny_model),
+        memory="window",
+        window=32,
+        segment=16,
+        dtype="float32",
+        threads=1,
+        data_dir=tmp_path / "data",
+    )
+
+
+@pytest.fixture
+async def store(settings: Settings) -> AsyncGenerator[EmbeddedStore, None]:
+    store = EmbeddedStore(settings.data_dir)
+    await store.open()
+    for name in ("one", "two"):
+        await store.create(
+            SessionRecord(id=name, tenant="t", model="m", memory="window", created_at=0.0, updated_at=0.0)
+        )
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def pool(settings: Settings, store: EmbeddedStore) -> AsyncGenerator[LocalPool, None]:
+    pool = LocalPool(settings)
+    await pool.start()
+    await until(lambda: pool.ready)
+    yield pool
+    await pool.stop(1)
+
+
+def generation(count: int) -> Generate:
+    sampling = SamplingParams(max_tokens=count, temperature=2, seed=1)
+    return Generate(session_id="one", generation_id="gen", prompt="kelo rati", sampling=sampling)
+
+
+async def append(pool: LocalPool, session_id: str = "one") -> Appended:
+    answer = await pool.call(Append(session_id=session_id, text="kelo rati nura"))
+    assert isinstance(answer, Appended)
+    return answer
+
+
+async def test_requests_and_their_answers(pool: LocalPool) -> None:
+    described = pool.describe()
+    assert described is not None
+    assert (described.memory, described.dtype) == ("window", "float32")
+    answers = await asyncio.gather(append(pool), append(pool, "two"))
+    assert answers[0].position == answers[1].position > 0
+    events = [event async for event in pool.stream(generation(5))]
+    assert isinstance(events[0], GenerationStarted)
+    assert isinstance(events[-1], GenerationCompleted)
+    assert all(isinstance(event, GenerationDelta) for event in events[1:-1])
+    assert events[-1].text == "".join(event.text for event in events[1:-1] if isinstance(event, GenerationDelta))
+    assert await pool.call(Cancel(session_id="one", generation_id="gen")) == Done(found=False)
+    with pytest.raises(NotFound):
+        await append(pool, "unheard-of")
+
+
+async def test_a_stream_that_is_left_is_cancelled(pool: LocalPool) -> None:
+    events = cast("AsyncGenerator[GenerationEvent, None]", pool.stream(generation(4000)))
+    assert isinstance(await anext(events), GenerationStarted)
+    await events.aclose()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await append(pool)
+            except Unavailable:
+                raise
+            except Exception:
+                await asyncio.sleep(0.05)
+            else:
+                break
+
+
+async def test_a_worker_that_dies_is_replaced(
+    pool: LocalPool, capfd: pytest.CaptureFixture[str], settings: Settings
+) -> None:
+    before = (await append(pool)).position
+    worker = pool._workers[0]
+    assert worker._process is not None
+    events = pool.stream(generation(4000))
+    assert isinstance(await anext(events), GenerationStarted)
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerLost):
+        await asyncio.wait_for(_exhaust(events), 10)
+    with pytest.raises(Unavailable):
+        await append(pool)
+    await until(lambda: pool.ready)
+    assert (await append(pool)).position > before
+
+
+async def _exhaust(events: object) -> None:
+    async for _ in cast("AsyncGenerator[GenerationEvent, None]", events):
+        pass
+
+
+async def test_hopeless_settings_are_said_once_and_requests_refused(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    said: list[bool] = []
+    pool = LocalPool(settings.model_copy(update={"model": str(tmp_path)}), lambda: said.append(True))
+    await pool.start()
+    with pytest.raises(Unavailable, match="still being loaded"):
+        await append(pool)
+    await until(lambda: bool(said))
+    with pytest.raises(Unavailable, match="cannot be served"):
+        await append(pool)
+    await pool.stop(1)
+    assert said == [True]
