@@ -43,8 +43,10 @@ def read_calibration(text: str, source: str) -> Calibration:
         if fields.pop("format") != FORMAT:
             raise ConfigError(f"{source} has another format than {FORMAT}: run calibrate again")
         heads = tuple((int(layer), int(head), float(score)) for layer, head, score in fields.pop("heads"))
+        if not isinstance(fields["keep"], int) or not 1 <= fields["keep"] <= len(heads):
+            raise ConfigError(f"{source} keeps {fields['keep']!r} of {len(heads)} heads: run calibrate again")
         return Calibration(heads=heads, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{source} is no calibration file: {error}") from error
 
 
@@ -58,6 +60,8 @@ def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, i
             calibration = read_calibration(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
             raise ConfigError(f"cannot read the calibration file {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no calibration file: {error}") from error
         if calibration.fingerprint != fingerprint:
             raise ConfigError(
                 f"{path} was measured on {calibration.model}, which is not the model being loaded: calibrate this one"

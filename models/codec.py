@@ -107,7 +107,7 @@ def _read_header(data: bytes) -> tuple[dict[str, Any], int]:
         header = msgpack.unpackb(data[_PREFIX.size : begin])
         promised = begin + sum(tensor[3] for tensor in header["tensors"]) + _DIGEST_BYTES
         fields = {"model": str(header["model"]), "memory": str(header["memory"]), "tensors": header["tensors"]}
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, msgpack.UnpackException) as error:
         raise StateError(f"the saved state's header cannot be read: {error}") from error
     if promised != len(data):
         raise StateError(f"the saved state promises {promised} bytes and has {len(data)}: it was altered")

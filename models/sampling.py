@@ -33,7 +33,8 @@ class Sampling:
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k >= 0, "top_k must be 0 (off) or more"),
             (0 <= self.min_p <= 1, "min_p must lie between 0 and 1"),
-            (self.repetition_penalty > 0, "repetition_penalty must be above 0"),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty must be above 0 and finite"),
+            (self.seed is None or -(1 << 63) <= self.seed < 1 << 63, "seed must be a 64-bit integer with a sign"),
             (self.logprobs is None or self.logprobs >= 0, "logprobs must be 0 or more"),
         )
         for holds, message in limits:
@@ -98,7 +99,8 @@ def penalize(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (V,) after temperature and the top-k, top-p and min-p filters; at least one token stays."""
-    probabilities = torch.softmax((logits - logits.max()) / sampling.temperature, dim=-1)
+    # Far below 1e-6 only the likeliest token is left, and float32 would round the temperature to zero.
+    probabilities = torch.softmax((logits - logits.max()) / max(sampling.temperature, 1e-6), dim=-1)
     if 0 < sampling.top_k < len(logits):
         smallest = probabilities.topk(sampling.top_k).values[-1]
         probabilities = probabilities.where(probabilities >= smallest, 0)

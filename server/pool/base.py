@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from server.messages import Answer, Append, Cancel, Forget, Generate, GenerationEvent, Inspect, Ready
@@ -28,5 +28,5 @@ class Pool(Protocol):
         """Send one request and wait for its answer. Raises the `ServerError` it failed with; `WorkerLost` when
         the worker died first."""
 
-    def stream(self, request: Generate) -> AsyncIterator[GenerationEvent]:
-        """The events of a generation. Closing the iterator early cancels the generation."""
+    def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
+        """The events of a generation. Closing it early cancels the generation."""

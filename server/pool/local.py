@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -129,7 +129,7 @@ class LocalPool:
             raise answer.error()
         return answer
 
-    async def stream(self, request: Generate) -> AsyncIterator[GenerationEvent]:
+    async def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
         """The events of a generation; closing the iterator early cancels it."""
         worker = self._worker_of(request.session_id)
         request_id, answers = await worker.request(request)

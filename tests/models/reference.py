@@ -24,7 +24,7 @@ class Reference:
 
     def __init__(self, config: ModelConfig, tensors: Mapping[str, torch.Tensor], memory: MemoryConfig) -> None:
         self._config, self._memory = config, memory
-        self._weights = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+        self._weights: dict[str, Vector] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
         heads = [(layer, head) for layer in range(config.num_layers) for head in range(config.num_kv_heads)]
         self.keys: dict[Head, list[Vector]] = {head: [] for head in heads}
         self.values: dict[Head, list[Vector]] = {head: [] for head in heads}

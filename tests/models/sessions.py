@@ -73,20 +73,22 @@ def greedy(decoder: Decoder, state: MemoryState, count: int) -> list[int]:
 
 
 def assert_same_state(one: MemoryState, other: MemoryState) -> None:
-    """Integers equal; floats to 1e-4 of the tensor's largest entry; int8 to one step of rounding."""
-    others = other.tensors()
-    for name, tensor in one.tensors().items():
+    """Integers equal; floats to 1e-4 of the tensor's largest entry; int8 to one step of rounding.
+
+    Where slots are rounded, a difference in the last bit of float32 may tip one of them over to the next step, and all
+    that is computed behind it moves along: then 1e-2.
+    """
+    others, tensors = other.tensors(), one.tensors()
+    rounded = "slot_keys" in tensors and tensors["slot_keys"].dtype != tensors["ring_keys"].dtype
+    for name, tensor in tensors.items():
         if tensor.dtype == torch.int8:
             assert (tensor.int() - others[name].int()).abs().max() <= 1, name
         elif tensor.is_floating_point():
             finite = tensor.isfinite()
             assert torch.equal(finite, others[name].isfinite()), name
-            # One step of bfloat16 rounding where the state itself is stored in it.
-            share = 1e-2 if tensor.dtype == torch.bfloat16 else 1e-4
-            atol = share * max(1.0, float(tensor[finite].float().abs().max())) if finite.any() else 0.0
-            torch.testing.assert_close(
-                tensor[finite], others[name][finite], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-            )
+            ours, theirs = tensor[finite].float(), others[name][finite].float()
+            largest = float(ours.abs().max()) if len(ours) else 0.0
+            assert ((ours - theirs).abs() <= (1e-2 if rounded else 1e-4) * max(1.0, largest)).all(), name
         else:
             assert torch.equal(tensor, others[name]), name
 
@@ -100,5 +102,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     """Every tensor has the same bytes."""
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        same = torch.equal(tensor.contiguous().view(-1).view(torch.uint8), other[name].contiguous().view(-1).view(torch.uint8))
+        same = torch.equal(
+            tensor.contiguous().view(-1).view(torch.uint8), other[name].contiguous().view(-1).view(torch.uint8)
+        )
         assert same, name

@@ -120,6 +120,7 @@ def test_every_flipped_bit_is_refused(index: int, bit: int) -> None:
         decode_state(bytes(data), KIND)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_of_any_kind_are_refused(data: bytes) -> None:
     for candidate in (data, MAGIC + data, SAVED + b"\0" + data, SAVED[:PREFIX] + data):
@@ -127,6 +128,7 @@ def test_bytes_of_any_kind_are_refused(data: bytes) -> None:
             decode_state(candidate, KIND)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_a_header_of_any_bytes_is_refused_even_with_its_digest(data: bytes) -> None:
     with pytest.raises(StateError):
@@ -134,12 +136,18 @@ def test_a_header_of_any_bytes_is_refused_even_with_its_digest(data: bytes) -> N
 
 
 _VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5) | st.binary(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({"model": _VALUES, "memory": _VALUES, "tensors": _VALUES}) | _VALUES)
 def test_a_header_of_any_values_is_refused_even_with_its_digest(header: Any) -> None:
     with pytest.raises(StateError):
@@ -148,8 +156,10 @@ def test_a_header_of_any_values_is_refused_even_with_its_digest(header: Any) -> 
 
 def test_a_header_nested_a_thousand_deep_is_refused() -> None:
     deep = b"\x91" * 1015 + b"\xc0"
-    header = b"\x83" + b"".join(msgpack.packb(key) + value for key, value in
-                                (("model", deep), ("memory", msgpack.packb("m")), ("tensors", b"\x90")))
+    header = b"\x83" + b"".join(
+        msgpack.packb(key) + value
+        for key, value in (("model", deep), ("memory", msgpack.packb("m")), ("tensors", b"\x90"))
+    )
     with pytest.raises(StateError):
         decode_state(forged(header), KIND)
 

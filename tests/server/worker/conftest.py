@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,8 +77,8 @@ async def bench(tiny_model: Path, tmp_path: Path) -> AsyncGenerator[Bench, None]
         await asyncio.get_running_loop().run_in_executor(compute, runner.load)
         async with asyncio.TaskGroup() as tasks:
 
-            def spawn(work: Awaitable[None]) -> None:
-                tasks.create_task(_as_coroutine(work))
+            def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return tasks.create_task(work)
 
             journal = Journal(store)
             engine = Engine(settings, runner, store, journal, compute, spawn)
@@ -88,7 +89,3 @@ async def bench(tiny_model: Path, tmp_path: Path) -> AsyncGenerator[Bench, None]
             for task in steady:
                 task.cancel()
     await store.close()
-
-
-async def _as_coroutine(work: Awaitable[None]) -> None:
-    await work

@@ -1,0 +1,92 @@
+"""Finding retrieval heads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.calibrate import LENGTH, ProbedDecoder
+from models.calibration import read_calibration
+from models.config import MemoryConfig
+from models.load import load_model
+from models.memory.slots import SlotsConfig
+from models.memory.window import Window
+from models.transformer import Decoder
+from models.weights.checkpoint import Checkpoint, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model: Path) -> Checkpoint:
+    return load_checkpoint(str(tiny_model))
+
+
+def probed(checkpoint: Checkpoint) -> ProbedDecoder:
+    config = MemoryConfig(window=64, segment=64, sinks=0)
+    return ProbedDecoder(checkpoint.config, checkpoint.tensors, Window(checkpoint.config, config, torch.float32))
+
+
+@torch.inference_mode()
+def test_the_mass_on_all_keys_is_one(checkpoint: Checkpoint) -> None:
+    decoder = probed(checkpoint)
+    decoder.watch(slice(30, 40), slice(0, 40))
+    decoder(torch.arange(50, 90)[None], decoder.empty_state())
+    torch.testing.assert_close(decoder.mass, torch.ones_like(decoder.mass))
+
+
+@torch.inference_mode()
+def test_no_mass_lies_on_keys_that_come_later(checkpoint: Checkpoint) -> None:
+    decoder = probed(checkpoint)
+    decoder.watch(slice(10, 20), slice(20, 40))
+    decoder(torch.arange(50, 90)[None], decoder.empty_state())
+    assert not decoder.mass.any()
+
+
+@torch.inference_mode()
+def test_watching_changes_nothing(checkpoint: Checkpoint) -> None:
+    decoder, tokens = probed(checkpoint), torch.arange(50, 90)[None]
+    plain_memory = Window(checkpoint.config, MemoryConfig(window=64, segment=64, sinks=0), torch.float32)
+    plain = Decoder(checkpoint.config, checkpoint.tensors, plain_memory)
+    decoder.watch(slice(30, 40), slice(0, 10))
+    watched, _ = decoder(tokens, decoder.empty_state())
+    expected, _ = plain(tokens, plain.empty_state())
+    torch.testing.assert_close(watched, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_writes_a_file_that_the_slots_memory_takes(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heads.json"
+    command = [
+        sys.executable,
+        "-m",
+        "models.calibrate",
+        str(tiny_model),
+        "--out",
+        str(out),
+        "--probes",
+        "2",
+        "--heads",
+        "3",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = read_calibration(out.read_text(encoding="utf-8"), out.name)
+    assert len(found.heads) == 4 * 2
+    assert [score for *_, score in found.heads] == sorted((score for *_, score in found.heads), reverse=True)
+    model = load_model(str(tiny_model), calibration=out, dtype=torch.float32, options={"slots": 8})
+    config = model.decoder.memory.config
+    assert isinstance(config, SlotsConfig)
+    assert config.heads == found.chosen
+    assert len(found.chosen) == 3
+
+
+def test_a_book_that_is_too_short_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("Too short.", encoding="utf-8")
+    command = [sys.executable, "-m", "models.calibrate", str(tiny_model), "--book", str(book)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path.parent)
+    assert done.returncode == 1
+    assert str(2 * LENGTH) in done.stderr
+    assert "Traceback" not in done.stderr
