@@ -24,14 +24,12 @@ CUES = (
     "The treasure in the cellar is worth exactly",
     "The prisoner was known only as convict",
     "The library keeps the oldest book on shelf",
-    "The letter was sent to post office box",
-    "The ship carries on its bow the mark",
     "The anniversary bell was cast in the year",
-    "The winning horse ran with the number",
     "The patient was entered in the file as case",
 )
-"""Each fact has words of its own before its number. With one wording for all and names to tell them apart, the default
-model mixes them up even when it sees the whole text at once: that would measure the model, not the memory."""
+"""Each fact has words of its own before its number, and its number a first digit of its own. With one wording for all and
+names to tell them apart, the default model mixes them up even when it sees the whole text at once: that would measure the
+model, not the memory. Hence at most nine facts."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class Story:
 def write_story(tokens: int, facts: int, seed: int) -> Story:
     """A text of at least `tokens` tokens of an English vocabulary, and never under 50,000 characters."""
     source = random.Random(seed)
-    hidden = [_fact(source, cue) for cue in source.sample(CUES, facts)]
+    firsts = source.sample(range(1, 10), facts)
+    hidden = [_fact(source, cue, first) for cue, first in zip(source.sample(CUES, facts), firsts, strict=True)]
     narrative = prose(source, max(_SHORTEST, tokens * CHARACTERS_A_TOKEN) + 1_000)
     depths = [(index + 0.5) / facts for index in range(facts)]
     text = plant(narrative, [fact.sentence for fact in hidden], depths)
@@ -65,8 +64,8 @@ def write_story(tokens: int, facts: int, seed: int) -> Story:
     )
 
 
-def _fact(source: random.Random, cue: str) -> Needle:
-    number = source.randrange(1000, 10_000)
+def _fact(source: random.Random, cue: str, first: int) -> Needle:
+    number = 1000 * first + source.randrange(1000)
     return Needle(sentence=f"{cue} {number}.", question=cue, answer=f" {number}")
 
 

@@ -76,14 +76,15 @@ class LocalPool:
 
     async def stop(self, drain_seconds: float) -> None:
         """Drain every worker, wait until it has written its sessions, and end it."""
-        if self._runner is None:
+        runner, self._runner = self._runner, None
+        if runner is None:
             return
         async with asyncio.TaskGroup() as tasks:
             for worker in self._workers:
                 tasks.create_task(self._drain(worker, drain_seconds))
         with suppress(asyncio.CancelledError):
-            self._runner.cancel()
-            await self._runner
+            runner.cancel()
+            await runner
         self._socket.close()
         self._context.term()
         self._folder.cleanup()

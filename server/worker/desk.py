@@ -142,7 +142,7 @@ class Desk:
             intake = await self._prompt(session, request)
             if intake.tokens or intake.turn != session.turn:
                 await self._commit(session, intake, None)
-            generation = self._generation(request, len(intake.tokens), emit)
+            generation = self._generation(request, len(intake.tokens), session.journaled, emit)
             session.generation = generation
             self._announce(generation)
         return session, generation
@@ -170,7 +170,7 @@ class Desk:
             scratch = Session(request.generation_id, None, journaled=position, folded=position, turn=intake.turn)
             scratch.pending.extend(intake.tokens)
             scratch.journaled += len(intake.tokens)
-            generation = self._generation(request, len(intake.tokens), emit)
+            generation = self._generation(request, len(intake.tokens), scratch.journaled, emit)
             scratch.generation = generation
             if await self._engine.take_over(parent, scratch):
                 self._announce(generation)
@@ -182,12 +182,13 @@ class Desk:
             raise InvalidRequest("there is nothing to go on from: append text first, or give a prompt")
         return intake
 
-    def _generation(self, request: Generate, prompt_tokens: int, emit: Emit) -> Generation:
+    def _generation(self, request: Generate, prompt_tokens: int, context_tokens: int, emit: Emit) -> Generation:
         return Generation(
             id=request.generation_id,
             voice=self._runner.voice(request.sampling),
             max_tokens=request.sampling.max_tokens,
             prompt_tokens=prompt_tokens,
+            context_tokens=context_tokens,
             emit=emit,
             done=asyncio.get_running_loop().create_future(),
         )
@@ -217,7 +218,7 @@ class Desk:
         return True
 
     async def inspect(self, request: Inspect) -> Inspected:
-        """What the memory holds once everything journaled is folded."""
+        """What the memory holds now; tokens that are journaled and not folded yet are counted in `position` only."""
         session = await self._open(request.session_id)
         with self._using(session):
             while True:

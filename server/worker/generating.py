@@ -81,7 +81,7 @@ def _completed(session: Session, generation: Generation, reason: Reason) -> Gene
         finish_reason=reason,
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.sampled,
-        context_tokens=session.position,
+        context_tokens=generation.context_tokens,
         position=session.position,
     )
 

@@ -23,6 +23,8 @@ class Generation:
     voice: Voice
     max_tokens: int
     prompt_tokens: int
+    context_tokens: int
+    """What the session held, prompt included, when the first token was sampled."""
     emit: Emit
     done: asyncio.Future[None]
     sampled: int = 0

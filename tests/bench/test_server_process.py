@@ -38,9 +38,10 @@ def test_no_process_survives_a_kill_and_the_same_object_starts_again(
     assert server.worker_pids == frozenset()
     server.kill()
 
-    with Client(server.start()) as client, pytest.raises(RuntimeError, match="runs already"):
+    with Client(server.start()) as client:
         assert client.sessions.get(session.id).info.position == position
-        server.start()
+        with pytest.raises(RuntimeError, match="runs already"):
+            server.start()
     server.stop()
     assert server.log.read_text().count("worker ready") == 2
     assert "Traceback" not in server.log.read_text()

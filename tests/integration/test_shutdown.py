@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from palimpsest import Client, GenerationCompleted, GenerationStarted
+from palimpsest.errors import Unavailable
 from palimpsest.session import SessionHandle
 from palimpsest.types import Generation, Message
 
@@ -63,7 +64,10 @@ def test_an_append_that_waits_to_be_read_does_not_hold_up_the_end(start_server: 
         begun = session.info.position
         mine.send_term()
         assert mine.wait() == 0
-        assert waiting.exception() is not None
+        refusal = waiting.exception()
+        assert isinstance(refusal, Unavailable)
+        assert refusal.code == "draining"
+    assert "Traceback" not in mine.log
     mine.restart()
     with mine.client() as client:
         again = client.sessions.get(session.id)

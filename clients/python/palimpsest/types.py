@@ -78,7 +78,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one generation; `context_tokens` is how many the session had taken in before it."""
+    """Tokens of one generation; `context_tokens` is what the session held when the first was sampled, prompt
+    included."""
 
     prompt_tokens: int
     completion_tokens: int

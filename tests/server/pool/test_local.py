@@ -101,7 +101,7 @@ async def test_a_stream_that_is_left_is_cancelled(pool: LocalPool) -> None:
     assert isinstance(await anext(events), GenerationStarted)
     await events.aclose()
     async with asyncio.timeout(5):
-        while await is_busy(pool):
+        while await is_busy(pool):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
