@@ -5,12 +5,13 @@
 #   make check   ruff, mypy, import-linter
 #   make demo    a session that survives being killed, in a few minutes
 #   make bench   what sessions remember                       (ARGS="--book PATH …")
+#   make bench-load   many streams beside one long append
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench model clean
+.PHONY: serve test check demo bench bench-load model clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -30,6 +31,9 @@ demo: .venv/.server model
 
 bench: .venv/.server model
 	$(BIN)/python -m bench.recall $(ARGS)
+
+bench-load: .venv/.server model
+	$(BIN)/python -m bench.load $(ARGS)
 
 model: .venv/.server
 	@$(BIN)/python -m models.weights.hub

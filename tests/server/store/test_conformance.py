@@ -147,13 +147,9 @@ async def test_a_list_behind_an_unknown_session_is_invalid(store: Store, make: M
 # Rule 1: what was accepted is there
 
 
-async def test_rule_1_another_reader_sees_what_was_accepted(
-    store: Store, another: OpenAnother, make: Make
-) -> None:
+async def test_rule_1_another_reader_sees_what_was_accepted(store: Store, another: OpenAnother, make: Make) -> None:
     lease = await begin(store, make)
-    entry = make.entry(
-        lease, 0, [0, 7, 2**32 - 1], open_text="so\u0000 f\u00e4r 😀", open_tokens=3, turn="open"
-    )
+    entry = make.entry(lease, 0, [0, 7, 2**32 - 1], open_text="so\u0000 f\u00e4r 😀", open_tokens=3, turn="open")
     assert await store.journal([entry]) == [None]
     other = another()
     await other.open()
@@ -191,9 +187,7 @@ async def test_rule_1_a_reopened_store_has_everything(store: Store, another: Ope
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, -1])
-async def test_rule_2_an_entry_elsewhere_than_at_the_end_is_refused(
-    store: Store, make: Make, start: int
-) -> None:
+async def test_rule_2_an_entry_elsewhere_than_at_the_end_is_refused(store: Store, make: Make, start: int) -> None:
     lease = await begin(store, make)
     await written(store, 5, 6, make=make, lease=lease)
     before = await store.load(ONE)
@@ -224,9 +218,7 @@ async def test_rule_2_a_refused_entry_does_not_spoil_the_others(store: Store, ma
 
 
 @pytest.mark.parametrize("tokens", [[-1], [2**32], [1, 2, 2**40]])
-async def test_rule_2_a_token_out_of_range_refuses_its_entry_alone(
-    store: Store, make: Make, tokens: list[int]
-) -> None:
+async def test_rule_2_a_token_out_of_range_refuses_its_entry_alone(store: Store, make: Make, tokens: list[int]) -> None:
     lease = await begin(store, make)
     other = await begin(store, make, "sess_two")
     outcomes = await store.journal([make.entry(lease, 0, tokens), make.entry(other, 0, [1])])
@@ -321,9 +313,7 @@ async def _take_over(store: Store, make: Make) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 3, 4, 5, 6])
-async def test_rule_4_snapshot_and_tail_are_the_whole_session(
-    store: Store, make: Make, position: int
-) -> None:
+async def test_rule_4_snapshot_and_tail_are_the_whole_session(store: Store, make: Make, position: int) -> None:
     lease = await begin(store, make)
     for tokens in ([0, 1, 2], [3], [4, 5]):
         await written(store, *tokens, make=make, lease=lease)
@@ -516,9 +506,7 @@ async def test_rule_6_a_repeat_is_refused_and_writes_nothing(store: Store, make:
 
 async def test_rule_6_operation_ids_belong_to_their_session(store: Store, make: Make) -> None:
     leases = [await begin(store, make, name) for name in ("sess_a", "sess_b")]
-    entries = [
-        make.entry(lease, 0, [1], operation=make.operation(digest=lease.session_id)) for lease in leases
-    ]
+    entries = [make.entry(lease, 0, [1], operation=make.operation(digest=lease.session_id)) for lease in leases]
     assert await store.journal(entries) == [None, None]
     found = await store.operation("sess_b", "op_one")
     assert found is not None

@@ -170,9 +170,7 @@ async def _assert_refused(folder: Path, text: str) -> None:
 # A disk that fails
 
 
-async def test_a_full_database_writes_none_of_the_entries_and_recovers(
-    store: EmbeddedStore, make: Make
-) -> None:
+async def test_a_full_database_writes_none_of_the_entries_and_recovers(store: EmbeddedStore, make: Make) -> None:
     lease = await session_with_snapshot(store, make)
     await store._transact(_execute, "PRAGMA max_page_count = 1")  # SQLite takes it as: the present size
     small, large = make.entry(lease, 3, [3]), make.entry(lease, 4, range(4, 50_000))
@@ -256,9 +254,7 @@ async def test_a_snapshot_whose_lease_goes_while_it_is_written_leaves_no_file(
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "longer"])
-async def test_a_damaged_snapshot_file_is_refused(
-    store: EmbeddedStore, make: Make, folder: Path, damage: str
-) -> None:
+async def test_a_damaged_snapshot_file_is_refused(store: EmbeddedStore, make: Make, folder: Path, damage: str) -> None:
     await session_with_snapshot(store, make)
     await session_with_snapshot(store, make, "sess_two")
     [path] = (folder / "snapshots").glob(f"{ONE}.*")
@@ -279,9 +275,7 @@ async def test_a_journal_with_a_hole_is_refused(store: EmbeddedStore, make: Make
         await store.load(ONE)
 
 
-async def test_deletion_leaves_no_byte_of_the_text_behind(
-    store: EmbeddedStore, make: Make, folder: Path
-) -> None:
+async def test_deletion_leaves_no_byte_of_the_text_behind(store: EmbeddedStore, make: Make, folder: Path) -> None:
     lease = await session_with_snapshot(store, make)
     secret = "the secret that must go"
     assert await store.journal([make.entry(lease, 3, list(secret.encode()), open_text=secret)]) == [None]

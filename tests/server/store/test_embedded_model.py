@@ -86,11 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
         expected.fence = lease.fence
         return lease
 
-    @rule(
-        writes=st.lists(
-            st.tuples(leases, TOKENS, st.sampled_from((0, 0, 1)), st.text(max_size=3)), max_size=4
-        )
-    )
+    @rule(writes=st.lists(st.tuples(leases, TOKENS, st.sampled_from((0, 0, 1)), st.text(max_size=3)), max_size=4))
     def journal(self, writes: list[tuple[Lease, list[int], int, str]]) -> None:
         entries = []
         outcomes: list[type] = []
