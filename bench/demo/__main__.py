@@ -52,7 +52,7 @@ def main(
             server.kill()
     screen.report(outcome)
     if outcome.passed:
-        log.unlink()
+        log.unlink(missing_ok=True)
     else:
         screen.failed(f"see the figures; the server's log is {log}")
     print(json.dumps(outcome.summary()))

@@ -171,6 +171,7 @@ class Desk:
             scratch.pending.extend(intake.tokens)
             scratch.journaled += len(intake.tokens)
             generation = self._generation(request, len(intake.tokens), scratch.journaled, emit)
+            generation.stays_at = parent.position
             scratch.generation = generation
             if await self._engine.take_over(parent, scratch):
                 self._announce(generation)

@@ -82,7 +82,7 @@ def _completed(session: Session, generation: Generation, reason: Reason) -> Gene
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.sampled,
         context_tokens=generation.context_tokens,
-        position=session.position,
+        position=session.position if generation.stays_at is None else generation.stays_at,
     )
 
 

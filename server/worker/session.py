@@ -27,6 +27,8 @@ class Generation:
     """What the session held, prompt included, when the first token was sampled."""
     emit: Emit
     done: asyncio.Future[None]
+    stays_at: int | None = None
+    """The session's position, where the generation runs on a copy and leaves it."""
     sampled: int = 0
     text: str = ""
     deltas: int = 0

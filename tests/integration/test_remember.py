@@ -38,7 +38,9 @@ def test_it_answers_as_a_remembered_one_would(client: Client) -> None:
     session = client.sessions.create()
     session.append(plain_text(3, 80))
 
+    before = session.refresh().position
     unremembered = session.generate("seti?", max_tokens=20, temperature=0, remember=False)
+    assert unremembered.position == session.refresh().position == before
     remembered = session.generate("seti?", max_tokens=20, temperature=0)
     assert (unremembered.text, unremembered.usage) == (remembered.text, remembered.usage)
     assert session.refresh().position == remembered.position
