@@ -25,13 +25,15 @@ from bench.reading import (
     slots_reader,
     window_reader,
 )
-from models.probes import FACTS, Needle, fact, needle, passkey, prose
+from models.probes import FACTS, Needle, fact, needle, passkey, passkey_haystack, prose
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent / "results" / "recall.json"
 console = Console(stderr=True)
+_AROUND = {"passkey": "\n{}\n", "needle": " {}", "facts": " {}"}
+"""How a sentence stands in its haystack: the passkey's on a line of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,28 +69,22 @@ class Recall:
     def passkey(self, reader: Reader, length: int, trials: int) -> None:
         """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
         source = random.Random(length)
-        line = len(self.tokenizer.encode(passkey(source, 2, 0)[0])) - len(
-            self.tokenizer.encode(passkey(source, 1, 0)[0])
-        )
-        repeats = length // line
-        hay = self.tokenizer.encode(passkey(source, repeats, 1)[0].rsplit("The pass key", 3)[0])
-        lines = [place for place in range(len(hay)) if self._ends_line(hay, place)]
-        planted = [
-            Trial(passkey(source, 0, 0)[1], lines[round(index / max(1, trials - 1) * (len(lines) - 1))])
-            for index in range(trials)
-        ]
-        self._run(reader, "passkey", length, hay, planted)
+        one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
+        hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
+        borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
+        last = len(borders) - 1
+        planted = [Trial(passkey(source), borders[round(index / max(1, trials - 1) * last)]) for index in range(trials)]
+        self._report(reader, "passkey", length, self._trials(reader, "passkey", hay, planted))
 
     def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> None:
         """Seven digits in the book, at even depths."""
         source = random.Random(length + 1)
         self._hide(reader, "needle", length, [needle(source) for _ in range(trials)], haystacks, source)
 
-    def facts(self, reader: Reader, length: int, rounds: int) -> None:
-        """Every template once a round, in another part of the book each round."""
+    def facts(self, reader: Reader, length: int) -> None:
+        """Every template once."""
         source = random.Random(length + 2)
-        hidden = [fact(source, template) for _ in range(rounds) for template in FACTS]
-        self._hide(reader, "facts", length, hidden, rounds, source)
+        self._hide(reader, "facts", length, [fact(source, template) for template in FACTS], 1, source)
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
@@ -114,15 +110,12 @@ class Recall:
             right += self._trials(reader, task, hay, trials)
         self._report(reader, task, length, right)
 
-    def _run(self, reader: Reader, task: str, length: int, hay: Sequence[int], trials: Sequence[Trial]) -> None:
-        self._report(reader, task, length, self._trials(reader, task, hay, trials))
-
     def _trials(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
         state, read, right = reader.empty(), 0, []
         for trial in sorted(trials, key=lambda trial: trial.place):
             state = reader.read(state, hay[read : trial.place])
             read = trial.place
-            sentence = self.tokenizer.encode(" " + trial.needle.sentence, start=False)
+            sentence = self.tokenizer.encode(_AROUND[task].format(trial.needle.sentence), start=False)
             planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
             question = self.tokenizer.encode("\n" + trial.needle.question, start=False)
             wanted = self.tokenizer.encode(trial.needle.answer, start=False)
@@ -143,9 +136,6 @@ class Recall:
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
         return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
-
-    def _ends_line(self, tokens: Sequence[int], place: int) -> bool:
-        return place > 0 and self.tokenizer.token_text(tokens[place - 1]).endswith("\n")
 
 
 def _score(task: str, wanted: str, got: str) -> float:
@@ -191,12 +181,11 @@ def main() -> None:
         recall.needles(window, 4_096, 5, 1)
     if "facts" in tasks:
         for length in (4_096, 8_192)[: 1 if options.quick else 2]:
-            recall.facts(full_attention_reader(checkpoint, length + 600), length, 1)
-            recall.facts(slots, length, 1)
-            recall.facts(everything_reader(checkpoint, length), length, 1)
+            recall.facts(full_attention_reader(checkpoint, length + 600), length)
+            recall.facts(slots, length)
     if "nll" in tasks:
         for reader in (window, slots, everything_reader(checkpoint, 8_192)):
-            recall.nll(reader, 8_192 if options.quick else 12_288)
+            recall.nll(reader, 8_192)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([asdict(one) for one in recall.results], indent=1) + "\n", encoding="utf-8")
     Console().print(table(recall.results))

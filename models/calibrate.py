@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("model", help="a path, hf:<repo> or pypi:<wheel>")
     parser.add_argument("--out", type=Path, help="file to write; default: <model name>.calibration.json here")
     parser.add_argument("--book", type=Path, help="a long plain text to hide needles in; default: generated prose")
-    parser.add_argument("--heads", type=int, default=16, help="how many heads keep slots (default 16)")
+    parser.add_argument("--heads", type=int, help="how many key/value heads keep slots (default: half of them)")
     parser.add_argument("--probes", type=int, default=32, help="how many needles to hide (default 32)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -127,14 +127,14 @@ def calibrate(options: argparse.Namespace) -> None:
     order = scores.flatten().argsort(descending=True).tolist()
     kv_heads = scores.shape[1]
     ranked = tuple((i // kv_heads, i % kv_heads, round(float(scores.flatten()[i]), 4)) for i in order)
+    keep = min(options.heads or len(ranked) // 2, len(ranked))
     measured = {
         "command": f"palimpsest-server calibrate {shlex.quote(options.model)}"
         + (f" --book {book}" if options.book else "")
-        + f" --probes {options.probes} --heads {options.heads} --seed {options.seed}",
+        + f" --probes {options.probes} --heads {keep} --seed {options.seed}",
         "probes": f"{options.probes} needles, digits and facts in turn, in {LENGTH} tokens of {book}",
         "torch": torch.__version__.split("+")[0],
     }
-    keep = min(options.heads, len(ranked))
     calibration = Calibration(options.model, checkpoint.fingerprint, ranked, keep, measured)
     out = options.out or Path(Path(options.model.split(":")[-1]).name + ".calibration.json")
     calibration.write(out)

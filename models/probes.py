@@ -96,20 +96,16 @@ def needles(source: random.Random, count: int) -> list[Needle]:
     return [needle(source, name) for name in source.sample(_NAMES, count)]
 
 
-def passkey(source: random.Random, repeats: int, depth: float) -> tuple[str, Needle]:
-    """The passkey task (arXiv 2305.16300): a number in `repeats` repetitions of a filler, at `depth` in [0, 1].
-
-    Returns the text, which the needle's sentence is already part of, and the needle.
-    """
+def passkey(source: random.Random) -> Needle:
+    """The passkey task (arXiv 2305.16300): a number of up to five digits, said twice in its sentence."""
     key = source.randrange(1, 50_001)
-    hidden = Needle(
-        f"The pass key is {key}. Remember it. {key} is the pass key.",
-        "What is the pass key? The pass key is",
-        f" {key}",
-    )
-    before = round(repeats * depth)
-    parts = [_PASSKEY_TASK, *[_PASSKEY_FILLER] * before, hidden.sentence, *[_PASSKEY_FILLER] * (repeats - before)]
-    return "\n".join(parts) + "\n", hidden
+    sentence = f"The pass key is {key}. Remember it. {key} is the pass key."
+    return Needle(sentence, "What is the pass key? The pass key is", f" {key}")
+
+
+def passkey_haystack(repeats: int) -> str:
+    """The task's introduction and `repeats` repetitions of its filler; the sentence goes between two of them."""
+    return f"{_PASSKEY_TASK}\n" + " ".join([_PASSKEY_FILLER] * repeats)
 
 
 def plant(text: str, sentences: Sequence[str], depths: Sequence[float]) -> str:

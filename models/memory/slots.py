@@ -31,7 +31,7 @@ class SlotsConfig(MemoryConfig):
     """
 
     heads: tuple[tuple[int, int], ...] = ()
-    slots: int = 4096
+    slots: int = 2048
     slot_dtype: Literal["bf16", "int8", "same"] = "int8"
     ridge: float = 1e-2
     reach: int = 6

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from models.probes import FACTS, fact, needle, needles, passkey, plant, prose
+from models.probes import FACTS, fact, needle, needles, passkey, passkey_haystack, plant, prose
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -36,11 +36,15 @@ def test_needles_have_different_names() -> None:
     assert all(len(one.answer.strip()) == 7 for one in hidden)
 
 
-@pytest.mark.parametrize("depth", [0, 0.3, 1])
-def test_the_passkey_lies_at_its_depth(depth: float) -> None:
-    text, hidden = passkey(random.Random(0), 100, depth)
-    assert text.count(hidden.sentence) == 1
-    assert text.index(hidden.sentence) / len(text) == pytest.approx(depth, abs=0.03)
+def test_a_passkey_is_said_twice_and_asked_for() -> None:
+    hidden = passkey(random.Random(0))
+    assert hidden.sentence.count(hidden.answer.strip()) == 2
+    assert 1 <= int(hidden.answer) <= 50_000
+    assert hidden.sentence.startswith(hidden.question.split("? ")[1] + hidden.answer)
+
+
+def test_the_filler_is_repeated() -> None:
+    assert passkey_haystack(7).count("The grass is green.") == 7
 
 
 def test_planted_sentences_stand_between_sentences_at_their_depths() -> None:
