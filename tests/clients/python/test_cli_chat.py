@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ class Terminal:
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
+
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C again while nothing happens: the prompt is shown a moment before input() waits, and a signal
+        in between only counts at the next key."""
+        for _ in range(30):
+            self.interrupt()
+            with suppress(AssertionError):
+                self.expect(text, seconds=1)
+                return
+        raise AssertionError(f"no interrupt led to {text!r}: {self.shown!r}")
 
     def expect(self, text: str, seconds: float = 20) -> str:
         """Wait for `text`; returns what came up to its end and forgets it."""
@@ -135,10 +146,7 @@ def test_interrupt_stops_the_answer_and_then_leaves(script: Any, terminal: Calla
     screen.type("still there?")
     screen.expect("echo: user: still there?")
     screen.expect("> ")
-    # The prompt is shown a moment before input() waits; a signal in between would only count at the next key.
-    time.sleep(0.3)
-    screen.interrupt()
-    screen.expect("Go on another day with: palimpsest chat")
+    screen.interrupt_until("Go on another day with: palimpsest chat")
     assert screen.process.wait(10) == 0
 
 
