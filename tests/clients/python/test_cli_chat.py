@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-COMMAND = [sys.executable, "-c", "from palimpsest.cli import main; main()"]
+# A shell that runs the tests in the background has its children ignore SIGINT; these are about what it does.
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+COMMAND = [sys.executable, "-c", HEEDING + "from palimpsest.cli import main; main()"]
 
 
 @pytest.fixture(autouse=True)

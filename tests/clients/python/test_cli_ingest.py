@@ -151,7 +151,9 @@ def test_patience_ends_with_the_way_to_go_on(server: Any, script: Any, book: Pat
 def test_interrupted_it_says_how_to_go_on(server: Any, script: Any, book: Path, failure: Any) -> None:
     session_id = script.add()["id"]
     script.failures.extend([failure("append")] * 1000)
-    command = [sys.executable, "-c", "from palimpsest.cli import main; main()"]
+    # A shell that runs the tests in the background has its children ignore SIGINT.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", heeding + "from palimpsest.cli import main; main()"]
     process = subprocess.Popen(
         [*command, "--server", server.url, "ingest", str(book), "--session", session_id],
         stdout=subprocess.PIPE,
@@ -162,7 +164,10 @@ def test_interrupted_it_says_how_to_go_on(server: Any, script: Any, book: Path, 
     while "append" not in [verb for verb, _ in script.requests] and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"--session {session_id}" in errors.decode()
     assert "Traceback" not in errors.decode()
