@@ -31,6 +31,7 @@ from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent / "results" / "recall.json"
+TASKS = ("passkey", "needle", "facts", "nll")
 console = Console(stderr=True)
 _AROUND = {"passkey": "\n{}\n", "needle": " {}", "facts": " {}"}
 """How a sentence stands in its haystack: the passkey's on a line of its own."""
@@ -60,8 +61,8 @@ class Trial:
 class Recall:
     """Runs trials and collects results."""
 
-    def __init__(self, checkpoint: Checkpoint, book: str) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, book: str, out: Path) -> None:
+        self.checkpoint, self._out = checkpoint, out
         self.tokenizer = Tokenizer.of(checkpoint.tokenizer)
         self.book = self.tokenizer.encode(book)
         self.results: list[Result] = []
@@ -129,10 +130,20 @@ class Recall:
 
     def _add(self, result: Result) -> None:
         self.results.append(result)
+        self._save()
         figure = f"{result.accuracy:.4f}"
         console.print(
             f"{time.strftime('%H:%M:%S')} {result.task:<8} {result.length:>7,} {result.mechanism:<16} {figure}"
         )
+
+    def _save(self) -> None:
+        """Write what there is, after every figure: runs are long. Other tasks of an earlier run stay."""
+        measured = {one.task for one in self.results}
+        earlier = json.loads(self._out.read_text(encoding="utf-8")) if self._out.exists() else []
+        rows = [row for row in earlier if row["task"] not in measured] + [asdict(one) for one in self.results]
+        rows.sort(key=lambda row: (TASKS.index(row["task"]), row["length"]))
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
         return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
@@ -164,15 +175,15 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--book", type=Path, help="a long plain text as haystack; default: generated prose")
     parser.add_argument("--quick", action="store_true", help="short lengths, few trials")
-    parser.add_argument("--only", nargs="*", choices=("passkey", "needle", "facts", "nll"))
+    parser.add_argument("--only", nargs="*", choices=TASKS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
-    recall = Recall(checkpoint, book)
+    recall = Recall(checkpoint, book, options.out)
     slots, window = slots_reader(checkpoint), window_reader(checkpoint)
     scale = 4 if options.quick else 1
-    tasks = options.only or ("passkey", "needle", "facts", "nll")
+    tasks = options.only or TASKS
     if "passkey" in tasks:
         recall.passkey(slots, 32_768 // scale, 10)
         recall.passkey(window, 4_096, 5)
@@ -186,8 +197,6 @@ def main() -> None:
     if "nll" in tasks:
         for reader in (window, slots, everything_reader(checkpoint, 8_192)):
             recall.nll(reader, 8_192)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps([asdict(one) for one in recall.results], indent=1) + "\n", encoding="utf-8")
     Console().print(table(recall.results))
     print(f"wrote {options.out}")
 
