@@ -26,6 +26,7 @@ from bench.reading import (
     window_reader,
 )
 from models.probes import FACTS, Needle, fact, needle, passkey, passkey_haystack, prose
+from models.state import MemoryState
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
@@ -33,7 +34,7 @@ from models.weights.hub import DEFAULT_MODEL
 RESULTS = Path(__file__).parent / "results" / "recall.json"
 TASKS = ("passkey", "needle", "facts", "nll")
 console = Console(stderr=True)
-_AROUND = {"passkey": "\n{}\n", "needle": " {}", "facts": " {}"}
+_AROUND = {"passkey": "\n{}\n", "needle": " {}"}
 """How a sentence stands in its haystack: the passkey's on a line of its own."""
 
 
@@ -82,10 +83,24 @@ class Recall:
         source = random.Random(length + 1)
         self._hide(reader, "needle", length, [needle(source) for _ in range(trials)], haystacks, source)
 
-    def facts(self, reader: Reader, length: int) -> None:
-        """Every template once."""
-        source = random.Random(length + 2)
-        self._hide(reader, "facts", length, [fact(source, template) for template in FACTS], 1, source)
+    def facts(self, reader: Reader, length: int, rounds: int) -> None:
+        """Every template once a round, all in one part of the book, each asked by itself."""
+        source, right = random.Random(length + 2), []
+        for _ in range(rounds):
+            hidden = [fact(source, template) for template in FACTS]
+            source.shuffle(hidden)
+            begin = source.randrange(max(1, len(self.book) - length))
+            hay = self.book[begin : begin + length]
+            borders = self._borders(hay)
+            state, read = reader.empty(), 0
+            for index, one in enumerate(hidden):
+                place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
+                state = reader.read(state, hay[read:place])
+                state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
+                read = place
+            state = reader.read(state, hay[read:])
+            right += [self._ask("facts", reader, state, one) for one in hidden]
+        self._report(reader, "facts", length, right)
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
@@ -102,7 +117,7 @@ class Recall:
         for number in range(haystacks):
             begin = source.randrange(max(1, len(self.book) - length))
             hay = self.book[begin : begin + length]
-            borders = [place for place in range(1, length - 600) if self._ends_sentence(hay, place)]
+            borders = self._borders(hay)
             chosen = hidden[number * each : (number + 1) * each]
             trials = [
                 Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))])
@@ -118,11 +133,14 @@ class Recall:
             read = trial.place
             sentence = self.tokenizer.encode(_AROUND[task].format(trial.needle.sentence), start=False)
             planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
-            question = self.tokenizer.encode("\n" + trial.needle.question, start=False)
-            wanted = self.tokenizer.encode(trial.needle.answer, start=False)
-            got = reader.answer(planted, question, len(wanted))
-            right.append(_score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got)))
+            right.append(self._ask(task, reader, planted, trial.needle))
         return right
+
+    def _ask(self, task: str, reader: Reader, state: MemoryState, hidden: Needle) -> float:
+        question = self.tokenizer.encode("\n" + hidden.question, start=False)
+        wanted = self.tokenizer.encode(hidden.answer, start=False)
+        got = reader.answer(state, question, len(wanted))
+        return _score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got))
 
     def _report(self, reader: Reader, task: str, length: int, right: Sequence[float]) -> None:
         accuracy = round(sum(right) / len(right), 4)
@@ -144,6 +162,10 @@ class Recall:
         rows.sort(key=lambda row: (TASKS.index(row["task"]), row["length"]))
         self._out.parent.mkdir(parents=True, exist_ok=True)
         self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+    def _borders(self, hay: Sequence[int]) -> list[int]:
+        """Places behind a sentence, but for the last 600 tokens, which a window alone would still see."""
+        return [place for place in range(1, len(hay) - 600) if self._ends_sentence(hay, place)]
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
         return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
@@ -192,8 +214,9 @@ def main() -> None:
         recall.needles(window, 4_096, 5, 1)
     if "facts" in tasks:
         for length in (4_096, 8_192)[: 1 if options.quick else 2]:
-            recall.facts(full_attention_reader(checkpoint, length + 600), length)
-            recall.facts(slots, length)
+            rounds = 1 if options.quick else 3
+            recall.facts(full_attention_reader(checkpoint, length + 600), length, rounds)
+            recall.facts(slots, length, rounds)
     if "nll" in tasks:
         for reader in (window, slots, everything_reader(checkpoint, 8_192)):
             recall.nll(reader, 8_192)
