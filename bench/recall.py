@@ -164,7 +164,7 @@ class Recall:
         self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
     def _borders(self, hay: Sequence[int]) -> list[int]:
-        """Places behind a sentence, but for the last 600 tokens, which a window alone would still see."""
+        """Places behind a sentence, but for the last 600 tokens; the ring may still hold up to 768."""
         return [place for place in range(1, len(hay) - 600) if self._ends_sentence(hay, place)]
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
