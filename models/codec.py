@@ -29,6 +29,7 @@ VERSION = 1
 _PREFIX = struct.Struct("<4sHI")
 _DIGEST_BYTES = 16
 _MAX_HEADER = 1 << 20
+_TOKEN_IDS = ("tokens", "slot_token")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,24 @@ def decode_state(data: bytes, kind: StateKind, device: torch.device | str = "cpu
         whole = torch.from_numpy(raw).view(tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
         tensors[name] = whole.reshape(1, *tensor.shape).to(device)
     return MemoryState(tensors)
+
+
+def check_values(state: MemoryState, spec: Spec, vocabulary: int) -> None:
+    """Raise `StateError` when a state holds numbers that no reading of text could have left there.
+
+    Floats must be finite, but for the minus infinity that a spec fills empty places with; token ids must be below `vocabulary`.
+    """
+    for name, tensor in state.tensors().items():
+        if tensor.is_floating_point():
+            sound = torch.isfinite(tensor)
+            if spec[name].fill == -math.inf:
+                sound |= tensor == -math.inf
+            if not bool(sound.all()):
+                raise StateError(
+                    f"the saved state's {name} holds infinities or NaN: a fault made it, or it was altered"
+                )
+        elif name in _TOKEN_IDS and tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < vocabulary:
+            raise StateError(f"the saved state's {name} holds ids that are not in this model's vocabulary")
 
 
 def _read_header(data: bytes) -> tuple[dict[str, Any], int]:

@@ -74,6 +74,10 @@ class Sampler:
             return Sample(token)
         return self._with_logprobs(token, logits.cpu(), sampling.logprobs)
 
+    def skip(self, count: int) -> None:
+        """Go on as if `count` tokens had been sampled."""
+        torch.rand(count, generator=self._random, dtype=torch.float64)
+
     def _draw(self, probabilities: Tensor) -> int:
         # One uniform number a token, whatever the filters left: settings do not shift the random stream.
         threshold = torch.rand((), generator=self._random, dtype=torch.float64)

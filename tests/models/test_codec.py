@@ -13,7 +13,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.codec import MAGIC, VERSION, StateKind, decode_state, encode_state
+from models.codec import MAGIC, VERSION, StateKind, check_values, decode_state, encode_state
 from models.errors import StateError
 from models.state import MemoryState, TensorSpec
 from models.weights.checkpoint import Checkpoint
@@ -209,3 +209,31 @@ def test_lengths_that_lie_in_pairs_are_refused() -> None:
     header["tensors"][2][3] -= 4
     with pytest.raises(StateError, match="tensors"):
         decode_state(forged(header, body), KIND)
+
+
+@pytest.mark.parametrize("count", [0, 10, 300])
+def test_what_reading_leaves_is_found_sound(checkpoint: Checkpoint, count: int) -> None:
+    decoder = build(checkpoint, slots_config())
+    _, state = read(decoder, random_tokens(decoder, count))
+    check_values(state, decoder.spec(), decoder.config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ring_keys", torch.nan),
+        ("hidden", -torch.inf),
+        ("slot_score", torch.inf),
+        ("slot_score", torch.nan),
+        ("tokens", -1),
+        ("tokens", 1 << 20),
+        ("slot_token", 1 << 20),
+    ],
+)
+def test_numbers_that_no_reading_leaves_are_found(checkpoint: Checkpoint, name: str, value: float) -> None:
+    decoder = build(checkpoint, slots_config())
+    _, state = read(decoder, random_tokens(decoder, 100))
+    place = state.tensors()[name].reshape(-1)
+    place[len(place) // 2] = value
+    with pytest.raises(StateError, match=name):
+        check_values(state, decoder.spec(), decoder.config.vocab_size)

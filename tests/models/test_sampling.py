@@ -80,6 +80,14 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others() -> None:
     assert draw(Sampling(temperature=2), 50) != draw(Sampling(temperature=2), 50)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_skipping_is_drawing_without_looking(count: int) -> None:
+    sampling = Sampling(temperature=1.0, seed=5)
+    sampler = Sampler(sampling)
+    sampler.skip(count)
+    assert [sampler.sample(LOGITS, NOTHING).token for _ in range(20)] == draw(sampling, count + 20)[count:]
+
+
 def test_filters_do_not_shift_the_random_stream() -> None:
     def second(top_k: int) -> int:
         sampler = Sampler(Sampling(temperature=1, seed=9, top_k=top_k))
