@@ -6,18 +6,20 @@
 #   make demo    a session that survives being killed, in a few minutes
 #   make bench   what sessions remember                       (ARGS="--book PATH …")
 #   make bench-load   many streams beside one long append
+#   make bench-park   park and resume through Redis           (ARGS="--book PATH …"); beside it 10,000 sessions in one Redis
+#   make faults  kill, stop, cut, fill and corrupt what can be, and count what was lost
 
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench bench-load model clean
+.PHONY: serve test check demo bench bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
 	$(BIN)/palimpsest-server serve $(ARGS)
 
-test: .venv/.developer model
+test: .venv/.developer model redis
 	$(BIN)/pytest $(ARGS)
 
 check: .venv/.developer
@@ -35,8 +37,23 @@ bench: .venv/.server model
 bench-load: .venv/.server model
 	$(BIN)/python -m bench.load $(ARGS)
 
+bench-park: .venv/.server model redis
+	$(BIN)/python -m bench.park $(ARGS)
+	$(BIN)/python -m bench.parked
+
+faults: .venv/.server redis
+	@$(BIN)/python -m bench.faults $(ARGS)
+
 model: .venv/.server
 	@$(BIN)/python -m models.weights.hub
+
+# Only for tests and benchmarks: serving from Redis needs one somewhere, not here.
+redis:
+	@command -v redis-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing redis-server"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null; \
+	  else \
+	    echo "This needs redis-server, and installing it needs root. On Debian and Ubuntu: sudo apt-get install redis-server"; exit 1; fi; }
 
 .venv/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -18,6 +18,7 @@ ServerError                      status  code
     ├── Draining                 503     draining               Retry-After
     ├── Overloaded               503     overloaded             Retry-After
     ├── StaleLease               503     stale_lease            Retry-After
+    ├── SessionHeld              503     session_held           Retry-After
     └── StoreUnavailable         503     store_unavailable      Retry-After
 """
 
@@ -175,6 +176,12 @@ class StaleLease(Unavailable):
     """Another worker has taken the session over; this writer's fencing number is too old."""
 
     default_code = "stale_lease"
+
+
+class SessionHeld(Unavailable):
+    """Another server holds the session and does not answer; when its lease ends, anybody may take over."""
+
+    default_code = "session_held"
 
 
 class StoreUnavailable(Unavailable):

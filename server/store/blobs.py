@@ -3,6 +3,7 @@ name."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
@@ -42,9 +43,13 @@ class SnapshotFolder:
         return name
 
     def read(self, name: str, size: int) -> bytes:
-        """The content of a file of `size` bytes. Raises `FileNotFoundError`, and `StateRefused` for another
-        size."""
-        content = (self._path / name).read_bytes()
+        """The content of a file of `size` bytes. Raises `FileNotFoundError`, and `StateRefused` for another size or bad sectors."""
+        try:
+            content = (self._path / name).read_bytes()
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise StateRefused(f"The snapshot file {name} cannot be read; check the disk.") from error
+            raise
         if len(content) != size:
             raise StateRefused(
                 f"The snapshot file {name} has {len(content)} bytes instead of {size}. "
@@ -59,11 +64,6 @@ class SnapshotFolder:
     def remove(self, name: str) -> None:
         """Delete one file; one that is gone already is fine."""
         (self._path / name).unlink(missing_ok=True)
-
-    def remove_all(self, session_id: str) -> None:
-        """Delete every whole file of a session. One that is just being written is its writer's to remove."""
-        for path in self._path.glob(f"{session_id}.*{_SUFFIX}"):
-            path.unlink(missing_ok=True)
 
     def older_than(self, seconds: float) -> Sequence[str]:
         """Names of files last changed more than `seconds` ago by the wall clock, half-written ones

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
-
-import apsw
 
 from server.errors import Internal, InvalidRequest, NotFound, PreconditionFailed
 from server.store.base import Page, SessionRecord
-from server.store.schema import transaction
+from server.store.embedded_database import Database
+from server.store.sealing import Sealer
 
 COLUMNS = ", ".join(field.name for field in fields(SessionRecord))
 LIVE = "(expires_at IS NULL OR expires_at > :now)"
 _SWEEP_BATCH = 50
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """Session ids name snapshot files."""
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """Sessions that went, and the files that nobody points to since."""
+
+    sessions: int
+    files: Sequence[str]
 
 
 def missing(session_id: str) -> NotFound:
@@ -37,13 +45,12 @@ def storable(session_id: str) -> str:
     return session_id
 
 
-def encode_text(text: str, what: str) -> str:
-    """`text` itself, or `InvalidRequest` when it has no UTF-8 form and so could not be stored."""
+def encode_text(text: str, what: str) -> bytes:
+    """`text` in UTF-8, or `InvalidRequest` when it has no such form and so could not be stored."""
     try:
-        text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"The {what} holds half of a surrogate pair; send valid Unicode.") from error
-    return text
 
 
 def expiry(ttl_seconds: int | None, now: float) -> float | None:
@@ -51,49 +58,101 @@ def expiry(ttl_seconds: int | None, now: float) -> float | None:
     return None if ttl_seconds is None else now + ttl_seconds
 
 
-def record_from(row: Sequence[Any]) -> SessionRecord:
+def new_tag() -> str:
+    """What tells this change of a record from any other."""
+    return secrets.token_hex(4)
+
+
+def check_match(session_id: str, etag: str, if_match: frozenset[str] | None) -> None:
+    """Raises `PreconditionFailed` when the newest ETag is not one of those asked for."""
+    if if_match is not None and etag not in if_match:
+        raise PreconditionFailed(
+            f"Session {session_id} has changed since: its ETag is {etag} now. Read it again and decide anew."
+        )
+
+
+def record_from(sealer: Sealer, row: Sequence[Any]) -> SessionRecord:
     """The record in a row of `COLUMNS`."""
     named = dict(zip((field.name for field in fields(SessionRecord)), row, strict=True))
-    named["metadata"] = json.loads(named["metadata"])
+    tenant, session_id = named["tenant"], named["id"]
+    named["metadata"] = json.loads(sealer.open(named["metadata"], (tenant, session_id, "metadata", 0)))
+    named["open_text"] = sealer.open(named["open_text"], (tenant, session_id, "open_text", named["journaled"])).decode()
     return SessionRecord(**named)
 
 
-def beat(connection: apsw.Connection) -> None:
+def sealed_metadata(sealer: Sealer, record: SessionRecord) -> bytes:
+    """What the column `metadata` holds."""
+    return sealer.seal(json.dumps(dict(record.metadata)).encode(), (record.tenant, record.id, "metadata", 0))
+
+
+def sealed_text(sealer: Sealer, record: SessionRecord) -> bytes:
+    """What the column `open_text` holds. Raises `InvalidRequest` for text that is not Unicode."""
+    content = encode_text(record.open_text, "text")
+    return sealer.seal(content, (record.tenant, record.id, "open_text", record.journaled))
+
+
+def beat(database: Database) -> None:
     """Write and commit something small, and new each time: SQLite does not write what has not changed."""
-    with transaction(connection):
-        connection.execute("UPDATE heartbeat SET beats = beats + 1")
+    with database.writing():
+        database.run("UPDATE heartbeat SET beats = beats + 1", {})
 
 
-def create(connection: apsw.Connection, record: SessionRecord, now: float) -> SessionRecord:
-    """Add a new session with an empty journal; its lifetime counts from `now`."""
-    if not _ID.fullmatch(record.id):
-        raise Internal(f"{record.id!r} cannot be a session id: only letters, digits, _ and - are allowed")
+def create(database: Database, record: SessionRecord, now: float) -> SessionRecord:
+    """Add a new session with an empty journal, unless it is there."""
     if record.journaled:
         raise Internal(f"Session {record.id} cannot begin with {record.journaled} tokens that no journal holds")
-    record = replace(record, expires_at=expiry(record.ttl_seconds, now))
+    with database.writing():
+        return taken(database, record, now) or insert(database, record, now)
+
+
+def taken(database: Database, record: SessionRecord, now: float) -> SessionRecord | None:
+    """The session that has the id of `record` already, if it is the same tenant's."""
+    if not _ID.fullmatch(record.id):
+        raise Internal(f"{record.id!r} cannot be a session id: only letters, digits, _ and - are allowed")
+    # An expired one that no sweep has met yet is as good as gone; its files are the next sweep's.
+    database.run("DELETE FROM sessions WHERE id = :id AND expires_at <= :now", {"id": record.id, "now": now})
+    row = database.row(f"SELECT {COLUMNS} FROM sessions WHERE id = :id", {"id": record.id})
+    if row is None:
+        return None
+    found = record_from(database.sealer, row)
+    if found.tenant != record.tenant:
+        raise Internal(f"There is a session {record.id} already; make a new id")
+    return found
+
+
+def insert(database: Database, record: SessionRecord, now: float) -> SessionRecord:
+    """Add a record in the caller's transaction; its lifetime counts from `now`."""
+    record = replace(record, expires_at=expiry(record.ttl_seconds, now), tag=new_tag())
     values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(record)}
-    values["metadata"] = json.dumps(dict(record.metadata))
+    values["metadata"] = sealed_metadata(database.sealer, record)
+    values["open_text"] = sealed_text(database.sealer, record)
+    # Not from 0: a lease of an earlier session of this id, deleted or expired since, must stay void.
+    values["fence"] = secrets.randbelow(1 << 48)
     places = ", ".join(f":{name}" for name in values)
-    with transaction(connection):
-        if connection.execute("SELECT 1 FROM sessions WHERE id = ?", (record.id,)).get:
-            raise Internal(f"There is a session {record.id} already; make a new id")
-        connection.execute(f"INSERT INTO sessions ({COLUMNS}) VALUES ({places})", values)
+    database.run(f"INSERT INTO sessions ({COLUMNS}, fence) VALUES ({places})", values)
     return record
 
 
-def get(connection: apsw.Connection, tenant: str, session_id: str, now: float) -> SessionRecord:
+def get(database: Database, tenant: str, session_id: str, now: float) -> SessionRecord:
     """The newest record of a tenant's session."""
-    row = connection.execute(
-        f"SELECT {COLUMNS} FROM sessions WHERE id = :id AND tenant = :tenant AND {LIVE}",
-        {"id": storable(session_id), "tenant": tenant, "now": now},
-    ).get
+    record = head(database, session_id, now)
+    if record.tenant != tenant:
+        raise missing(session_id)
+    return record
+
+
+def head(database: Database, session_id: str, now: float) -> SessionRecord:
+    """The newest record, whoever's it is."""
+    row = database.row(
+        f"SELECT {COLUMNS} FROM sessions WHERE id = :id AND {LIVE}", {"id": storable(session_id), "now": now}
+    )
     if row is None:
         raise missing(session_id)
-    return record_from(row)
+    return record_from(database.sealer, row)
 
 
 def page(
-    connection: apsw.Connection,
+    database: Database,
     tenant: str,
     limit: int,
     after: str | None,
@@ -107,35 +166,33 @@ def page(
     behind = ""
     if after is not None:
         try:
-            values["created_at"] = get(connection, tenant, after, now).created_at
+            values["created_at"] = get(database, tenant, after, now).created_at
         except NotFound as error:
             raise InvalidRequest(f"{error.message} List again from the start.", param="after") from error
         values["after"] = after
         behind = f"AND (created_at, id) {comparison} (:created_at, :after)"
-    rows = connection.execute(
+    rows = database.rows(
         f"SELECT {COLUMNS} FROM sessions WHERE tenant = :tenant AND {LIVE} {behind} "
         f"ORDER BY created_at {direction}, id {direction} LIMIT :limit",
         values,
-    ).fetchall()
-    return Page(records=tuple(record_from(row) for row in rows[:limit]), has_more=len(rows) > limit)
+    )
+    records = tuple(record_from(database.sealer, row) for row in rows[:limit])
+    return Page(records=records, has_more=len(rows) > limit)
 
 
 def update(
-    connection: apsw.Connection,
+    database: Database,
     tenant: str,
     session_id: str,
     metadata: Mapping[str, str] | None,
     ttl_seconds: int | Literal["keep"] | None,
-    if_version: int | None,
+    if_match: frozenset[str] | None,
     now: float,
 ) -> SessionRecord:
     """Change metadata or lifetime; a call that changes neither leaves the version as it is."""
-    with transaction(connection):
-        record = get(connection, tenant, session_id, now)
-        if if_version is not None and if_version != record.version:
-            raise PreconditionFailed(
-                f"Session {session_id} is at version {record.version}, not {if_version}; read it again."
-            )
+    with database.writing():
+        record = get(database, tenant, session_id, now)
+        check_match(session_id, record.etag, if_match)
         if metadata is None and ttl_seconds == "keep":
             return record
         ttl = record.ttl_seconds if ttl_seconds == "keep" else ttl_seconds
@@ -146,42 +203,48 @@ def update(
             expires_at=expiry(ttl, now),
             updated_at=now,
             version=record.version + 1,
+            tag=new_tag(),
         )
-        connection.execute(
-            "UPDATE sessions SET metadata = ?, ttl_seconds = ?, expires_at = ?, updated_at = ?, version = ? "
-            "WHERE id = ?",
-            (json.dumps(dict(changed.metadata)), ttl, changed.expires_at, now, changed.version, session_id),
+        values: dict[str, Any] = {field.name: getattr(changed, field.name) for field in fields(changed)}
+        values["metadata"] = sealed_metadata(database.sealer, changed)
+        database.run(
+            "UPDATE sessions SET metadata = :metadata, ttl_seconds = :ttl_seconds, expires_at = :expires_at, "
+            "updated_at = :updated_at, version = :version, tag = :tag WHERE id = :id",
+            values,
         )
         return changed
 
 
-def delete(connection: apsw.Connection, tenant: str, session_id: str, now: float) -> None:
-    """Remove a session with its journal and operations; its files are the caller's to remove."""
-    with transaction(connection):
-        get(connection, tenant, session_id, now)
-        connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,))
+def delete(database: Database, tenant: str, session_id: str, if_match: frozenset[str] | None, now: float) -> Deleted:
+    """Remove a session and all its rows; the files are the caller's to remove."""
+    with database.writing():
+        check_match(session_id, get(database, tenant, session_id, now).etag, if_match)
+        return _delete(database, [session_id])
 
 
-def delete_expired(connection: apsw.Connection, now: float) -> Sequence[str]:
-    """Remove some of the expired sessions and return their ids; none when all are gone.
+def delete_expired(database: Database, now: float) -> Deleted:
+    """Remove some of the expired sessions; none when all are gone.
 
     A few at a time, so that journal commits get their turn between two calls.
     """
-    with transaction(connection):
-        rows = connection.execute(
-            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at <= ? LIMIT ?) RETURNING id",
-            (now, _SWEEP_BATCH),
-        ).fetchall()
-    return [str(session_id) for (session_id,) in rows]
+    with database.writing():
+        values = {"now": now, "limit": _SWEEP_BATCH}
+        rows = database.rows("SELECT id FROM sessions WHERE expires_at <= :now LIMIT :limit", values)
+        return _delete(database, [session_id for (session_id,) in rows])
 
 
-def remove_unreferenced(connection: apsw.Connection, names: Sequence[str], remove: Callable[[str], None]) -> None:
-    """Call `remove` with each of the snapshot files that no session points to.
+def _delete(database: Database, session_ids: Sequence[str]) -> Deleted:
+    files: set[str] = set()
+    for session_id in session_ids:
+        files.update(
+            file for (file,) in database.rows("SELECT file FROM snapshots WHERE session_id = :id", {"id": session_id})
+        )
+        database.run("DELETE FROM sessions WHERE id = :id", {"id": session_id})
+    return Deleted(len(session_ids), unreferenced(database, files))
 
-    The write lock is held meanwhile: nobody can begin to point to a file between the question and its
-    removal.
-    """
-    with transaction(connection):
-        for name in names:
-            if not connection.execute("SELECT 1 FROM sessions WHERE snapshot_name = ?", (name,)).get:
-                remove(name)
+
+def unreferenced(database: Database, files: set[str]) -> Sequence[str]:
+    """Those snapshot files that no session points to; to be asked inside a write transaction, as forks share files."""
+    return [
+        file for file in sorted(files) if not database.row("SELECT 1 FROM snapshots WHERE file = :file", {"file": file})
+    ]

@@ -10,13 +10,18 @@ from pathlib import Path
 import apsw
 
 from server.errors import StoreUnavailable
+from server.store.embedded_migration import take_over
+from server.store.sealing import Sealer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x50414C49
 """Marks the file as ours ("PALI"), so that a database of something else is never written to."""
 _SAFE_SQLITE = (3, 51, 3)
 """Older ones can corrupt a write-ahead log that several connections write."""
-_BUSY_MILLISECONDS = 5_000
+_BUSY_MILLISECONDS = 800
+"""How long a statement waits for another process's lock: an answer is due within a second."""
+_OPEN_SECONDS = 5.0
+"""How long opening may wait for it: the tables may be being made."""
 
 _TABLES = """
 CREATE TABLE sessions (
@@ -26,27 +31,42 @@ CREATE TABLE sessions (
     memory TEXT NOT NULL,
     created_at REAL NOT NULL,
     updated_at REAL NOT NULL,
-    metadata TEXT NOT NULL,
+    metadata BLOB NOT NULL,
     ttl_seconds INTEGER,
     expires_at REAL,
     version INTEGER NOT NULL,
+    tag TEXT NOT NULL,
     journaled INTEGER NOT NULL,
-    open_text TEXT NOT NULL,
+    open_text BLOB NOT NULL,
     open_tokens INTEGER NOT NULL,
     turn TEXT NOT NULL,
     fence INTEGER NOT NULL DEFAULT 0,
     owner TEXT,
-    snapshot_name TEXT,
-    snapshot_bytes INTEGER NOT NULL DEFAULT 0,
-    snapshot_position INTEGER NOT NULL DEFAULT 0
+    lease_from REAL NOT NULL DEFAULT 0,
+    lease_until REAL NOT NULL DEFAULT 0,
+    declined_until REAL NOT NULL DEFAULT 0,
+    wanted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX sessions_by_creation ON sessions (tenant, created_at, id);
 CREATE INDEX sessions_by_expiry ON sessions (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX sessions_by_snapshot ON sessions (snapshot_name) WHERE snapshot_name IS NOT NULL;
+CREATE INDEX sessions_by_wanted ON sessions (owner) WHERE wanted = 1;
+
+CREATE TABLE snapshots (
+    session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    file TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    writer TEXT NOT NULL,
+    sealed INTEGER NOT NULL,
+    PRIMARY KEY (session_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshots_by_file ON snapshots (file);
 
 CREATE TABLE journal (
     session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
     start INTEGER NOT NULL,
+    count INTEGER NOT NULL,
     tokens BLOB NOT NULL,
     PRIMARY KEY (session_id, start)
 ) STRICT, WITHOUT ROWID;
@@ -57,10 +77,45 @@ CREATE TABLE operations (
     request_digest TEXT NOT NULL,
     tokens INTEGER NOT NULL,
     position INTEGER NOT NULL,
+    generation_id TEXT,
+    etag TEXT,
     recorded_at REAL NOT NULL,
     PRIMARY KEY (session_id, op_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX operations_by_age ON operations (recorded_at);
+
+CREATE TABLE generations (
+    id TEXT PRIMARY KEY,
+    session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+    request BLOB NOT NULL,
+    start INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    reason TEXT,
+    sampled INTEGER,
+    position INTEGER,
+    recorded_at REAL NOT NULL
+) STRICT;
+CREATE INDEX generations_by_session ON generations (session_id);
+CREATE INDEX generations_by_age ON generations (recorded_at);
+
+CREATE TABLE generation_tokens (
+    generation_id TEXT NOT NULL REFERENCES generations (id) ON DELETE CASCADE,
+    start INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    tokens BLOB NOT NULL,
+    PRIMARY KEY (generation_id, start)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE claims (
+    tenant TEXT NOT NULL,
+    op_id TEXT NOT NULL,
+    request_digest TEXT NOT NULL,
+    session_id TEXT NOT NULL,
+    answer BLOB,
+    recorded_at REAL NOT NULL,
+    PRIMARY KEY (tenant, op_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX claims_by_age ON claims (recorded_at);
 
 CREATE TABLE heartbeat (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -94,8 +149,8 @@ def reading(connection: apsw.Connection) -> Iterator[None]:
             connection.execute("COMMIT")
 
 
-def connect(path: Path) -> apsw.Connection:
-    """Open the database, creating its tables if it is new.
+def connect(path: Path, sealer: Sealer) -> apsw.Connection:
+    """Open the database, creating its tables if it is new, and taking over what version 1 left.
 
     Raises `StoreUnavailable` for a database that a newer version or another program made, and for an SQLite
     with a bug that loses data; `apsw.Error` for the rest.
@@ -105,7 +160,8 @@ def connect(path: Path) -> apsw.Connection:
     try:
         _configure(connection)
         with transaction(connection):
-            _create_or_check(connection, path)
+            _create_or_check(connection, path, sealer)
+        connection.set_busy_timeout(_BUSY_MILLISECONDS)
     except BaseException:
         connection.close()
         raise
@@ -122,17 +178,16 @@ def _refuse_unsafe_sqlite() -> None:
 
 
 def _configure(connection: apsw.Connection) -> None:
-    connection.set_busy_timeout(_BUSY_MILLISECONDS)
+    connection.set_busy_timeout(int(_OPEN_SECONDS * 1000))
     _use_write_ahead_log(connection)
     for setting in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
         connection.execute(f"PRAGMA {setting}")
 
 
 def _use_write_ahead_log(connection: apsw.Connection) -> None:
-    # Two processes that open a new database at once would each wait for the other's lock; SQLite
-    # answers "busy" at
-    # once then, without minding the timeout.
-    give_up = time.monotonic() + _BUSY_MILLISECONDS / 1000
+    # Two processes that open a new database at once would each wait for the other's lock; SQLite answers "busy" at once then,
+    # without minding the timeout.
+    give_up = time.monotonic() + _OPEN_SECONDS
     while True:
         try:
             mode = connection.execute("PRAGMA journal_mode = WAL").get
@@ -149,7 +204,7 @@ def _use_write_ahead_log(connection: apsw.Connection) -> None:
         )
 
 
-def _create_or_check(connection: apsw.Connection, path: Path) -> None:
+def _create_or_check(connection: apsw.Connection, path: Path, sealer: Sealer) -> None:
     version = connection.execute("PRAGMA user_version").get
     application = connection.execute("PRAGMA application_id").get
     empty = not connection.execute("SELECT count(*) FROM sqlite_schema").get
@@ -159,6 +214,9 @@ def _create_or_check(connection: apsw.Connection, path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif application != _APPLICATION_ID:
         raise StoreUnavailable(f"{path} is a database of another program. Choose another data folder.")
+    elif version == 1:
+        take_over(connection, sealer, _TABLES)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif version != SCHEMA_VERSION:
         raise StoreUnavailable(
             f"{path} has schema version {version} and this server reads {SCHEMA_VERSION}. "

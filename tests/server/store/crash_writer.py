@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from server.errors import NotFound, StaleLease
@@ -28,14 +29,14 @@ async def write(store: EmbeddedStore, session_id: str, mode: str, steps: int) ->
         await store.get("tenant", session_id)
     except NotFound:
         await store.create(SessionRecord(session_id, "tenant", "model", "window", 1.0, 1.0))
-    lease = await store.acquire(session_id, "crash writer")
+    lease = await store.acquire(session_id, f"crash/0/{time.time_ns()}", 60)
     position = (await store.load(session_id)).record.journaled
     for step in range(steps):
         tokens = range(position, position + 1 + step % 3)
-        [refused] = await store.journal([JournalEntry(lease, position, tokens, "", 0, "none")])
-        if isinstance(refused, StaleLease):
+        [outcome] = await store.journal([JournalEntry(lease, position, tokens, "", 0, "none")])
+        if isinstance(outcome, StaleLease):
             return
-        assert refused is None, refused
+        assert isinstance(outcome, str), outcome
         position += len(tokens)
         if mode == "snapshots":
             await store.save_snapshot(lease, position, snapshot_at(position))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import resource
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,10 @@ import apsw
 import pytest
 
 from server.errors import NotFound, StaleLease, StateRefused, StoreUnavailable
-from server.store import embedded_journal, embedded_sessions
-from server.store.base import Lease
+from server.store import embedded_leases, embedded_snapshots
+from server.store.base import Lease, LeaseHeld
 from server.store.embedded import EmbeddedStore
+from server.store.embedded_database import Database
 from server.store.failures import translated
 from server.store.schema import SCHEMA_VERSION
 
@@ -61,9 +64,8 @@ def grow_old(path: Path, seconds: float = 120) -> None:
 
 
 async def session_with_snapshot(store: EmbeddedStore, make: Make, session_id: str = ONE) -> Lease:
-    await store.create(make.record(session_id))
-    lease = await store.acquire(session_id, "worker")
-    assert await store.journal([make.entry(lease, 0, [0, 1, 2])]) == [None]
+    lease = await make.begun(store, session_id)
+    await make.written(store, make.entry(lease, 0, [0, 1, 2]))
     await store.save_snapshot(lease, 2, b"state")
     return lease
 
@@ -134,7 +136,7 @@ async def test_a_read_only_folder_is_refused(empty_folder: Path) -> None:
 
 async def test_a_database_that_turns_read_only_is_unavailable(store: EmbeddedStore, make: Make) -> None:
     lease = await session_with_snapshot(store, make)
-    await store._transact(_execute, "PRAGMA query_only = ON")
+    await store._database.run(_execute, "PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable, match="cannot be written"):
         await store.ping()
     with pytest.raises(StoreUnavailable, match="cannot be written"):
@@ -154,8 +156,12 @@ def _database(folder: Path) -> Iterator[apsw.Connection]:
     connection.close()
 
 
-def _execute(connection: apsw.Connection, statement: str) -> None:
-    connection.execute(statement)
+def _sizes(database: Database, tables: Sequence[str]) -> list[int]:
+    return [len(database.rows(f"SELECT 1 FROM {table}", {})) for table in tables]
+
+
+def _execute(database: Database, statement: str) -> None:
+    database.connection.execute(statement)
 
 
 async def _assert_refused(folder: Path, text: str) -> None:
@@ -172,13 +178,13 @@ async def _assert_refused(folder: Path, text: str) -> None:
 
 async def test_a_full_database_writes_none_of_the_entries_and_recovers(store: EmbeddedStore, make: Make) -> None:
     lease = await session_with_snapshot(store, make)
-    await store._transact(_execute, "PRAGMA max_page_count = 1")  # SQLite takes it as: the present size
+    await store._database.run(_execute, "PRAGMA max_page_count = 1")  # SQLite takes it as: the present size
     small, large = make.entry(lease, 3, [3]), make.entry(lease, 4, range(4, 50_000))
     with pytest.raises(StoreUnavailable, match="full"):
         await store.journal([small, large])
     assert (await store.get(TENANT, ONE)).journaled == 3
-    await store._transact(_execute, "PRAGMA max_page_count = 1000000")
-    assert await store.journal([small, large]) == [None, None]
+    await store._database.run(_execute, "PRAGMA max_page_count = 1000000")
+    await make.written(store, small, large)
     assert (await store.load(ONE)).tail == tuple(range(2, 50_000))
 
 
@@ -193,25 +199,25 @@ async def test_a_disk_that_fails_is_unavailable_and_loses_nothing(
         with pytest.raises(StoreUnavailable):
             await store.ping()
         with pytest.raises(StoreUnavailable):
-            await store.save_snapshot(lease, 3, b"x" * (1 << 20))
+            await store.save_snapshot(lease, 3, os.urandom(1 << 20))
     assert len(snapshot_files(folder)) == 1
     loaded = await store.load(ONE)
     assert (loaded.snapshot, loaded.tail) == (b"state", (2,))
-    assert await store.journal([make.entry(lease, 3, [3])]) == [None]
+    await make.written(store, make.entry(lease, 3, [3]))
     await store.save_snapshot(lease, 4, b"four")
     assert (await store.load(ONE)).snapshot == b"four"
 
 
 async def test_a_lock_held_too_long_is_unavailable(store: EmbeddedStore, make: Make, folder: Path) -> None:
     lease = await session_with_snapshot(store, make)
-    await store._transact(apsw.Connection.set_busy_timeout, 20)
+    await store._database.run(lambda database: database.connection.set_busy_timeout(20))
     with _database(folder) as stuck:
         stuck.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable, match="locked"):
             await store.journal([make.entry(lease, 3, [3])])
         assert (await store.load(ONE)).tail == (2,)
         stuck.execute("ROLLBACK")
-    assert await store.journal([make.entry(lease, 3, [3])]) == [None]
+    await make.written(store, make.entry(lease, 3, [3]))
 
 
 def test_mistakes_in_our_own_sql_are_not_called_an_outage() -> None:
@@ -222,11 +228,29 @@ def test_mistakes_in_our_own_sql_are_not_called_an_outage() -> None:
 # Snapshot files
 
 
-async def test_one_file_a_session_stays(store: EmbeddedStore, make: Make, folder: Path) -> None:
+@pytest.mark.parametrize("generations", [1, 2])
+async def test_a_file_a_generation_stays(folder: Path, clock: Clock, make: Make, generations: int) -> None:
+    store = EmbeddedStore(folder, clock=clock, generations=generations)
+    await store.open()
     lease = await session_with_snapshot(store, make)
-    await store.save_snapshot(lease, 3, b"three")
+    for content in (b"three", b"three again", b"the last"):
+        await store.save_snapshot(lease, 3, content)
     await store.save_snapshot(lease, 1, b"older")
-    assert [path.read_bytes() for path in snapshot_files(folder)] == [b"three"]
+    assert len(snapshot_files(folder)) == generations
+    rows = await store._database.run(lambda database: database.rows("SELECT start FROM journal", {}))
+    assert rows == []
+    await store.close()
+
+
+async def test_the_journal_is_kept_from_the_oldest_generation_on(store: EmbeddedStore, make: Make) -> None:
+    lease = await make.begun(store)
+    kept = []
+    for position in range(1, 5):
+        await make.appended(store, lease, position)
+        await store.save_snapshot(lease, position, b"state")
+        rows = await store._database.run(lambda database: database.rows("SELECT start FROM journal", {}))
+        kept.append([start for (start,) in rows])
+    assert kept == [[0], [1], [2], [3]]
 
 
 async def test_a_refused_snapshot_leaves_no_file(store: EmbeddedStore, make: Make, folder: Path) -> None:
@@ -241,36 +265,95 @@ async def test_a_snapshot_whose_lease_goes_while_it_is_written_leaves_no_file(
     store: EmbeddedStore, make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = await session_with_snapshot(store, make)
-    write = store._files.write
+    write = store._snapshots._files.write
 
     def write_and_lose_the_lease(session_id: str, content: bytes) -> str:
-        store._transact_from_thread(embedded_journal.acquire, session_id, "newer", time.time())
+        store._database.wait(embedded_leases.acquire, session_id, "server/0/2", 60, store._owners, time.time())
         return write(session_id, content)
 
-    monkeypatch.setattr(store._files, "write", write_and_lose_the_lease)
+    monkeypatch.setattr(store._snapshots._files, "write", write_and_lose_the_lease)
     with pytest.raises(StaleLease):
         await store.save_snapshot(lease, 3, b"late")
-    assert [path.read_bytes() for path in snapshot_files(folder)] == [b"state"]
+    assert len(snapshot_files(folder)) == 1
+    assert (await store.load(ONE)).snapshot == b"state"
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "longer"])
-async def test_a_damaged_snapshot_file_is_refused(store: EmbeddedStore, make: Make, folder: Path, damage: str) -> None:
-    await session_with_snapshot(store, make)
-    await session_with_snapshot(store, make, "sess_two")
-    [path] = (folder / "snapshots").glob(f"{ONE}.*")
+def _damage(path: Path, damage: str) -> None:
+    content = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(b"sta" if damage == "cut" else b"states")
+        path.write_bytes({"cut": content[:-1], "longer": content + b"x", "flipped": content[:-1] + b"?"}[damage])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer", "flipped"])
+async def test_a_damaged_snapshot_file_is_passed_over(
+    store: EmbeddedStore, make: Make, folder: Path, damage: str
+) -> None:
+    lease = await make.begun(store)
+    for token in range(4):
+        await make.appended(store, lease, token)
+    await store.save_snapshot(lease, 2, b"two")
+    before = set(snapshot_files(folder))
+    await store.save_snapshot(lease, 3, b"three")
+    [newest] = set(snapshot_files(folder)) - before
+    _damage(newest, damage)
+    loaded = await store.load(ONE)
+    assert (loaded.snapshot, loaded.snapshot_position, loaded.tail, loaded.skipped) == (b"two", 2, (2, 3), 1)
+    [oldest] = before
+    _damage(oldest, damage)
     with pytest.raises(StateRefused, match="backup"):
         await store.load(ONE)
-    assert (await store.load("sess_two")).snapshot == b"state"
+
+
+async def test_with_the_only_snapshot_damaged_the_journal_is_enough(
+    store: EmbeddedStore, make: Make, folder: Path
+) -> None:
+    await session_with_snapshot(store, make)
+    [path] = snapshot_files(folder)
+    path.write_bytes(b"rubbish")
+    loaded = await store.load(ONE)
+    assert (loaded.snapshot, loaded.snapshot_position, loaded.tail, loaded.skipped) == (None, 0, (0, 1, 2), 1)
+
+
+async def test_a_sector_that_cannot_be_read_is_damage(
+    store: EmbeddedStore, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await session_with_snapshot(store, make)
+
+    def failing(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert (await store.load(ONE)).skipped == 1
+
+
+async def test_a_file_is_shared_by_forks_and_goes_with_the_last(store: EmbeddedStore, make: Make, folder: Path) -> None:
+    lease = await session_with_snapshot(store, make)
+    await store.fork(TENANT, ONE, make.record("sess_child"))
+    assert len(snapshot_files(folder)) == 1  # nothing was copied
+    await store.save_snapshot(lease, 3, b"three")
+    await store.save_snapshot(lease, 3, b"three again")
+    assert len(snapshot_files(folder)) == 3
+    await store.delete(TENANT, ONE)
+    assert len(snapshot_files(folder)) == 1
+    assert (await store.load("sess_child")).snapshot == b"state"
+    await store.delete(TENANT, "sess_child")
+    assert snapshot_files(folder) == []
+
+
+async def test_an_adoption_that_was_there_already_leaves_no_file(
+    store: EmbeddedStore, make: Make, folder: Path
+) -> None:
+    for _ in range(2):
+        await store.adopt(make.record(journaled=3), b"state", [2])
+    assert len(snapshot_files(folder)) == 1
 
 
 async def test_a_journal_with_a_hole_is_refused(store: EmbeddedStore, make: Make) -> None:
     lease = await session_with_snapshot(store, make)
-    assert await store.journal([make.entry(lease, 3, [3]), make.entry(lease, 4, [4])]) == [None, None]
-    await store._transact(_execute, "DELETE FROM journal WHERE start = 3")
+    await make.written(store, make.entry(lease, 3, [3]), make.entry(lease, 4, [4]))
+    await store._database.run(_execute, "DELETE FROM journal WHERE start = 3")
     with pytest.raises(StateRefused, match="gap"):
         await store.load(ONE)
 
@@ -278,7 +361,10 @@ async def test_a_journal_with_a_hole_is_refused(store: EmbeddedStore, make: Make
 async def test_deletion_leaves_no_byte_of_the_text_behind(store: EmbeddedStore, make: Make, folder: Path) -> None:
     lease = await session_with_snapshot(store, make)
     secret = "the secret that must go"
-    assert await store.journal([make.entry(lease, 3, list(secret.encode()), open_text=secret)]) == [None]
+    tokens = list(secret.encode())
+    begins = replace(make.generation(tokens=tokens), request=secret.encode())
+    await make.written(store, make.entry(lease, 3, tokens, open_text=secret, begins=begins))
+    await store.update(TENANT, ONE, metadata={"what": secret})
     await store.delete(TENANT, ONE)
     assert snapshot_files(folder) == []
     await store.close()
@@ -302,6 +388,23 @@ async def test_a_sweep_takes_old_orphans_only(store: EmbeddedStore, make: Make, 
     assert (await store.load(ONE)).snapshot == b"state"
 
 
+async def test_a_sweep_removes_what_is_remembered_no_longer(store: EmbeddedStore, make: Make, clock: Clock) -> None:
+    lease = await make.begun(store)
+    begins = make.generation(tokens=[7])
+    await make.written(store, make.entry(lease, 0, [7], operation=make.operation(), begins=begins))
+    await store.claim(TENANT, "op_one", "digest", ONE)
+    tables = ("operations", "generations", "generation_tokens", "claims")
+
+    async def rows() -> list[int]:
+        return await store._database.run(_sizes, tables)
+
+    await store.sweep()
+    assert await rows() == [1, 1, 1, 1]
+    clock.forward(86_400)
+    await store.sweep()
+    assert await rows() == [0, 0, 0, 0]
+
+
 async def test_a_sweep_removes_the_files_of_expired_sessions(
     store: EmbeddedStore, make: Make, folder: Path, clock: Clock
 ) -> None:
@@ -317,16 +420,16 @@ async def test_a_snapshot_that_a_sweep_took_before_its_pointer_is_not_pointed_to
 ) -> None:
     """The writer stands still for a minute between its file and its transaction."""
     lease = await session_with_snapshot(store, make)
-    write = store._files.write
+    write = store._snapshots._files.write
 
     def write_and_stall(session_id: str, content: bytes) -> str:
         name = write(session_id, content)
         grow_old(folder / "snapshots" / name)
-        old = store._files.older_than(60)
-        store._transact_from_thread(embedded_sessions.remove_unreferenced, old, store._files.remove)
+        old = store._snapshots._files.older_than(60)
+        store._database.wait(embedded_snapshots.remove_unreferenced, old, store._snapshots._files.remove)
         return name
 
-    monkeypatch.setattr(store._files, "write", write_and_stall)
+    monkeypatch.setattr(store._snapshots._files, "write", write_and_stall)
     with pytest.raises(StoreUnavailable, match="written again"):
         await store.save_snapshot(lease, 3, b"stalled")
     loaded = await store.load(ONE)
@@ -337,17 +440,17 @@ async def test_a_journal_commit_does_not_wait_for_a_snapshot_file(
     store: EmbeddedStore, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = await session_with_snapshot(store, make)
-    write = store._files.write
+    write = store._snapshots._files.write
 
     def write_slowly(session_id: str, content: bytes) -> str:
         time.sleep(0.4)
         return write(session_id, content)
 
-    monkeypatch.setattr(store._files, "write", write_slowly)
+    monkeypatch.setattr(store._snapshots._files, "write", write_slowly)
     async with asyncio.TaskGroup() as group:
         saving = group.create_task(store.save_snapshot(lease, 3, b"three"))
         await asyncio.sleep(0.05)
-        assert await store.journal([make.entry(lease, 3, [3])]) == [None]
+        await make.written(store, make.entry(lease, 3, [3]))
         assert (await store.load(ONE)).snapshot == b"state"
         assert not saving.done()
     loaded = await store.load(ONE)
@@ -358,13 +461,13 @@ async def test_a_cancelled_save_is_finished_all_the_same(
     store: EmbeddedStore, make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = await session_with_snapshot(store, make)
-    write = store._files.write
+    write = store._snapshots._files.write
 
     def write_slowly(session_id: str, content: bytes) -> str:
         time.sleep(0.1)
         return write(session_id, content)
 
-    monkeypatch.setattr(store._files, "write", write_slowly)
+    monkeypatch.setattr(store._snapshots._files, "write", write_slowly)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(store.save_snapshot(lease, 3, b"three"), timeout=0.02)
     await store.close()
@@ -372,15 +475,53 @@ async def test_a_cancelled_save_is_finished_all_the_same(
     await again.open()
     assert (await again.load(ONE)).snapshot == b"three"
     await again.close()
-    assert len(snapshot_files(folder)) == 1
+    assert len(snapshot_files(folder)) == 2
 
 
 async def test_a_commit_reaches_the_disk_before_it_is_acknowledged(store: EmbeddedStore) -> None:
     """Killing a process cannot show this, only a power cut could: so look at the settings that promise it."""
-    assert await store._transact(_setting, "journal_mode") == "wal"
-    assert await store._transact(_setting, "synchronous") == 2
-    assert await store._transact(_setting, "foreign_keys") == 1
+    assert await store._database.run(_setting, "journal_mode") == "wal"
+    assert await store._database.run(_setting, "synchronous") == 2
+    assert await store._database.run(_setting, "foreign_keys") == 1
 
 
-def _setting(connection: apsw.Connection, name: str) -> object:
-    return connection.execute(f"PRAGMA {name}").get
+def _setting(database: Database, name: str) -> object:
+    return database.connection.execute(f"PRAGMA {name}").get
+
+
+# Owners
+
+
+async def test_a_holder_whose_store_is_closed_is_superseded_at_once(
+    store: EmbeddedStore, make: Make, folder: Path
+) -> None:
+    holder = EmbeddedStore(folder)
+    await holder.open()
+    lease = await make.begun(holder)
+    with pytest.raises(LeaseHeld):
+        await store.acquire(ONE, "server/9/1", 60)
+    await holder.close()
+    assert (await store.acquire(ONE, "server/9/1", 60)).fence == lease.fence + 1
+
+
+async def test_a_lease_given_in_the_future_counts_as_ended(store: EmbeddedStore, make: Make, clock: Clock) -> None:
+    """Else a clock that was an hour ahead would keep a session from everybody for an hour."""
+    clock.forward(3_600)
+    lease = await make.begun(store)
+    clock.forward(-3_600)
+    assert (await store.acquire(ONE, "server/9/1", 60)).fence == lease.fence + 1
+    with pytest.raises(LeaseHeld):
+        await store.acquire(ONE, "server/0/1", 60)
+
+
+async def test_a_sweep_removes_the_locks_of_the_dead(store: EmbeddedStore, make: Make, folder: Path) -> None:
+    dead = EmbeddedStore(folder)
+    await dead.open()
+    await make.begun(dead, owner="server/8/1")
+    await store.acquire(ONE, "server/8/2", 60)
+    await dead.close()
+    assert len(list((folder / "owners").iterdir())) == 2
+    await store.sweep()
+    assert len(list((folder / "owners").iterdir())) == 1
+    with pytest.raises(LeaseHeld):
+        await store.acquire(ONE, "server/9/1", 60)

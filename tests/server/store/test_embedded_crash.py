@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import server
-from server.store.base import StoredSession
+from server.store.base import LeaseHeld, StoredSession
 from server.store.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
@@ -23,8 +25,10 @@ ENDLESS = 1_000_000
 SNAPSHOT_BYTES = 1 << 20
 
 
-async def start_writer(folder: Path, session_id: str, mode: str, steps: int = ENDLESS) -> Process:
+async def start_writer(folder: Path, session_id: str, mode: str, steps: int = ENDLESS, failpoints: str = "") -> Process:
     environment = os.environ | {"PYTHONPATH": str(Path(server.__file__).parents[1])}
+    if failpoints:
+        environment |= {"PALIMPSEST_FAILPOINTS": failpoints, "PALIMPSEST_FAILPOINTS_DIR": str(folder.parent)}
     arguments = (str(WRITER), str(folder), session_id, mode, str(steps))
     return await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, env=environment)
 
@@ -89,7 +93,7 @@ async def test_what_killed_writers_leave_behind_is_swept(folder: Path) -> None:
     assert await store.sweep() == 0
     assert_whole(await store.load("sess_one"))
     await store.close()
-    assert len(list((folder / "snapshots").iterdir())) == 1
+    assert len(list((folder / "snapshots").iterdir())) <= 2
 
 
 async def test_processes_write_their_own_sessions_side_by_side(folder: Path) -> None:
@@ -109,13 +113,66 @@ async def test_a_process_that_takes_over_stops_the_one_before(folder: Path, make
     store = EmbeddedStore(folder)
     await store.open()
     try:
-        lease = await store.acquire("sess_one", "newer")
+        lease = await store.acquire("sess_one", f"crash/0/{time.time_ns()}", 60)
         start = (await store.load("sess_one")).record.journaled
-        assert await store.journal([make.entry(lease, start, [start])]) == [None]
+        await make.written(store, make.entry(lease, start, [start]))
         async with asyncio.timeout(20):
             await first.communicate()
         loaded = await store.load("sess_one")
         assert loaded.record.journaled == start + 1
         assert_whole(loaded)
+    finally:
+        await store.close()
+
+
+async def test_a_killed_holder_is_superseded_at_once_and_a_stopped_one_is_not(folder: Path) -> None:
+    process = await start_writer(folder, "sess_one", "journal", failpoints="journal.before=stop@3")
+    store = EmbeddedStore(folder)
+    await store.open()
+    try:
+        for _ in range(2):
+            await read_number(process)
+        await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        with pytest.raises(LeaseHeld):
+            await store.acquire("sess_one", "other/0/1", 60)
+        process.kill()
+        await process.wait()
+        await store.acquire("sess_one", "other/0/1", 60)
+        assert_whole(await store.load("sess_one"))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        await store.close()
+
+
+_PLACES = {
+    "acquire.before": 1,
+    "acquire.after": 1,
+    "load.before": 1,
+    "journal.before": 3,
+    "journal.after": 3,
+    "snapshot.before": 3,
+    "snapshot.written": 3,
+    "snapshot.pointed": 3,
+}
+
+
+@pytest.mark.parametrize("place", _PLACES)
+async def test_a_death_at_each_place_loses_nothing_that_was_acknowledged(folder: Path, make: Make, place: str) -> None:
+    process = await start_writer(folder, "sess_one", "snapshots", failpoints=f"{place}=kill@{_PLACES[place]}")
+    output, _ = await process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    store = EmbeddedStore(folder)
+    await store.open()
+    try:
+        loaded = await store.load("sess_one")
+        assert_whole(loaded)
+        assert loaded.skipped == 0
+        acknowledged = int(output.split()[-1]) if output else 0
+        assert acknowledged <= loaded.record.journaled <= acknowledged + 3
+        lease = await store.acquire("sess_one", "other/0/1", 60)
+        await make.appended(store, lease, loaded.record.journaled)
+        assert_whole(await store.load("sess_one"))
     finally:
         await store.close()
