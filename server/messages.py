@@ -1,10 +1,12 @@
 """Every message between the service and a worker: small frozen records, packed with msgpack.
 
-service → worker   Append, Generate, Cancel, Inspect, Forget, Drain
+service → worker   Append, Generate, Resume, Cancel, Inspect, Check, Forget, Drain
 worker → service   Ready, Appended, GenerationStarted, GenerationDelta, GenerationCompleted, Inspected, Done, Failed
 
 Each travels in an envelope `[request_id, message]`; every answer carries the request's id. `Generate` is answered by one
-`GenerationStarted`, any number of `GenerationDelta`, then `GenerationCompleted` or `Failed`; the others by one answer.
+`GenerationStarted`, any number of `GenerationDelta`, then `GenerationCompleted` or `Failed`, and so is `Resume`, from the event
+it asks for; the others by one answer. The events of a generation are numbered: 0 is `GenerationStarted`, a delta's number is its
+`index` plus one, and `GenerationCompleted` comes last.
 """
 
 from __future__ import annotations
@@ -53,10 +55,15 @@ class Append(Message):
     messages: tuple[ChatMessage, ...] | None = None
     op_id: str | None = None
     wait: Literal["memory", "journal"] = "memory"
+    if_match: frozenset[str] | None = None
 
 
 class Generate(Message):
-    """Continue a session, after an optional prompt or chat messages. `remember=False` leaves no trace."""
+    """Continue a session, after an optional prompt or chat messages. `remember=False` leaves no trace.
+
+    With an `op_id` that was used before, the events are those of the generation it began then, under that one's id: told again as
+    far as it got, and gone on with if it broke off.
+    """
 
     kind: Literal["generate"] = "generate"
     session_id: str
@@ -65,14 +72,33 @@ class Generate(Message):
     messages: tuple[ChatMessage, ...] | None = None
     sampling: SamplingParams = SamplingParams()
     remember: bool = True
+    op_id: str | None = None
+    if_match: frozenset[str] | None = None
+
+
+class Resume(Message):
+    """Tell a remembered generation again from behind event number `after` (-1: from its start), and go on with it if it broke off.
+
+    It takes the place of whoever was told before. Where the session has moved on since, the generation ends as cancelled.
+    """
+
+    kind: Literal["resume"] = "resume"
+    session_id: str
+    generation_id: str
+    after: int = -1
 
 
 class Cancel(Message):
-    """Stop a generation within one step. Unknown ids are answered `Done(found=False)`."""
+    """Stop a generation within one step. Unknown ids are answered `Done(found=False)`.
+
+    With `listener`, the id of the request that was answered with events, nobody listens to those any more: whatever generation it
+    was told breaks off, unless somebody else has taken it up, and may be resumed if it is remembered.
+    """
 
     kind: Literal["cancel"] = "cancel"
     session_id: str
     generation_id: str
+    listener: int | None = None
 
 
 class Inspect(Message):
@@ -80,6 +106,17 @@ class Inspect(Message):
 
     kind: Literal["inspect"] = "inspect"
     session_id: str
+
+
+class Check(Message):
+    """Whether a saved state from outside may be loaded: whole, of this model and memory, its numbers finite, `tail` in the
+    vocabulary. Answered by `Done`, or by `Failed` with `InvalidRequest`, which says what is wrong."""
+
+    kind: Literal["check"] = "check"
+    session_id: str
+    position: int
+    state: bytes | None
+    tail: tuple[int, ...]
 
 
 class Forget(Message):
@@ -121,6 +158,8 @@ class Appended(Message):
     status: Literal["remembered", "journaled"]
     applied: bool
     state_bytes: int
+    etag: str | None = None
+    """The session's behind this append, also in the answer to a repeat."""
 
 
 class GenerationStarted(Message):
@@ -166,6 +205,8 @@ class GenerationCompleted(Message):
     completion_tokens: int
     context_tokens: int
     position: int
+    etag: str | None = None
+    """The session's behind the generation; None where it did not change it, or is told again."""
 
 
 class Remembered(Message):
@@ -198,7 +239,7 @@ class Inspected(Message):
 
 
 class Done(Message):
-    """The answer of Cancel, Forget and Drain."""
+    """The answer of Cancel, Check, Forget and Drain."""
 
     kind: Literal["done"] = "done"
     found: bool = True
@@ -233,7 +274,7 @@ class Failed(Message):
         return family(self.message, param=self.param, code=self.code, retry_after=self.retry_after)
 
 
-Request = Append | Generate | Cancel | Inspect | Forget | Drain
+Request = Append | Generate | Resume | Cancel | Inspect | Check | Forget | Drain
 Answer = Ready | Appended | GenerationStarted | GenerationDelta | GenerationCompleted | Inspected | Done | Failed
 GenerationEvent = GenerationStarted | GenerationDelta | GenerationCompleted
 
@@ -243,7 +284,7 @@ _ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, Field(discriminator
 
 def pack(request_id: int, message: Request | Answer) -> bytes:
     """One envelope as bytes."""
-    return msgpack.packb([request_id, message.model_dump()])  # type: ignore[no-any-return]
+    return msgpack.packb([request_id, message.model_dump()], default=sorted)  # type: ignore[no-any-return]  # sets as lists
 
 
 def unpack_request(frame: bytes) -> tuple[int, Request]:

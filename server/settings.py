@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+from server.keys import check_encryption_keys, check_export_keys
 
 PREFIX = "PALIMPSEST_"
 
@@ -84,6 +89,66 @@ class Settings(BaseSettings):
         description="Give up on a client that takes nothing of its stream for so long, in seconds.",
     )
 
+    store: str = Field(
+        "embedded",
+        pattern=r"^(embedded|(redis|rediss|redis\+sentinel|rediss\+sentinel|redis\+cluster|rediss\+cluster)://\S+)$",
+        description=(
+            "Where sessions live: `embedded` (in data_dir), redis://host:port/db, "
+            "redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port,host:port; rediss…:// for TLS."
+        ),
+    )
+    redis_username: str | None = Field(None, description="ACL user of Redis.")
+    redis_password: SecretStr | None = Field(None, description="Password of Redis.")
+    redis_sentinel_username: str | None = Field(None, description="ACL user of the Sentinels.")
+    redis_sentinel_password: SecretStr | None = Field(None, description="Password of the Sentinels.")
+    redis_tls_ca: Path | None = Field(
+        None, description="File of the authorities that Redis's certificate must be signed by."
+    )
+    redis_tls_cert: Path | None = Field(None, description="Certificate to show to Redis.")
+    redis_tls_key: Path | None = Field(None, description="Private key of redis_tls_cert.")
+    redis_prefix: str = Field(
+        "palimpsest", pattern=r"^[A-Za-z0-9_.-]{1,32}$", description="What every key in Redis begins with."
+    )
+    redis_timeout_seconds: float = Field(
+        0.8, gt=0, le=10, description="How long Redis may take for a command without a snapshot, in seconds."
+    )
+    redis_blob_timeout_seconds: float = Field(
+        10.0, gt=0, description="How long Redis may take to move a snapshot, in seconds."
+    )
+    snapshot_generations: int = Field(
+        2, ge=1, le=2, description="Snapshots kept a session; 2 survive damage to the newest, 1 takes half the room."
+    )
+    operation_ttl_seconds: int = Field(86_400, ge=60, description="How long operation ids are remembered, in seconds.")
+    server_id: str = Field(
+        default_factory=lambda: secrets.token_hex(8),
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description=(
+            "Name of this server among those that share a store; random if not given. One that keeps its name over restarts "
+            "takes its own sessions up at once."
+        ),
+    )
+    lease_seconds: float = Field(
+        12.0, ge=1, le=60, description="How long a server holds a session without a sign of life, in seconds."
+    )
+    lease_wait_seconds: float = Field(
+        3.0, ge=0, description="How long a request waits for another server to hand a session over, in seconds."
+    )
+    encryption_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description=(
+            'AES-256 keys for content at rest, as JSON {"id": "base64 of 32 bytes"}; the first one encrypts, all decrypt. '
+            "Empty: not encrypted."
+        ),
+    )
+    export_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description=(
+            'Keys for exported sessions, as JSON {"id": "hmac:<base64>" or "ed25519:<base64 of the private or public key>"}; '
+            "the first one signs, all verify. Empty: one is made in data_dir."
+        ),
+    )
+    max_import_bytes: int = Field(256 << 20, ge=1024, description="Largest file that may be imported, in bytes.")
+
     data_dir: Path = Field(
         default_factory=default_data_folder, description="Folder of the embedded store. Created if missing."
     )
@@ -104,7 +169,7 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("data_dir", "calibration")
+    @field_validator("data_dir", "calibration", "redis_tls_ca", "redis_tls_cert", "redis_tls_key")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -120,6 +185,18 @@ class Settings(BaseSettings):
                 raise ValueError("a key may hold visible ASCII characters only")
         return value
 
+    @field_validator("encryption_keys")
+    @classmethod
+    def _usable_encryption_keys(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        check_encryption_keys(value)
+        return value
+
+    @field_validator("export_keys")
+    @classmethod
+    def _usable_export_keys(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        check_export_keys(value)
+        return value
+
     @model_validator(mode="after")
     def _one_device_each(self) -> Self:
         if len(self.device) > 1 and "auto" in self.device:
@@ -129,10 +206,16 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """These settings as variables for a worker, which makes the same ones of them with `load()`.
 
-        API keys are left out: no worker needs them.
+        API keys and export keys are left out: no worker needs them.
         """
-        values = self.model_dump(mode="json", exclude={"api_keys"}, exclude_none=True)
+        values = self.model_dump(mode="json", exclude={"api_keys", "export_keys"}, exclude_none=True)
         values["device"] = ",".join(self.device)
+        for name in ("redis_password", "redis_sentinel_password"):
+            secret = getattr(self, name)
+            if secret is not None:
+                values[name] = secret.get_secret_value()
+        keys = {name: key.get_secret_value() for name, key in self.encryption_keys.items()}
+        values["encryption_keys"] = json.dumps(keys)
         return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
 
@@ -146,8 +229,11 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         lines = [_complaint(detail["loc"], detail["msg"]) for detail in error.errors(include_input=False)]
         raise InvalidSettingsError("\n".join(lines)) from None
-    except SettingsError:
-        raise InvalidSettingsError(f'{PREFIX}API_KEYS: must be a JSON object such as {{"key": "tenant"}}') from None
+    except SettingsError as error:
+        # Its text names the field, and its cause quotes the value, which is a secret.
+        field = re.search(r'field "(\w+)"', str(error))
+        name = PREFIX + field[1].upper() if field else "settings"
+        raise InvalidSettingsError(f'{name}: must be a JSON object such as {{"name": "value"}}') from None
 
 
 def _complaint(location: tuple[int | str, ...], message: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from server.messages import Answer, Append, Cancel, Forget, Generate, GenerationEvent, Inspect, Ready
+from server.messages import Answer, Append, Cancel, Check, Forget, Generate, GenerationEvent, Inspect, Ready, Resume
 
 
 class Pool(Protocol):
@@ -24,9 +24,9 @@ class Pool(Protocol):
     def describe(self) -> Ready | None:
         """What the workers serve, once one of them has loaded it."""
 
-    async def call(self, request: Append | Cancel | Inspect | Forget) -> Answer:
+    async def call(self, request: Append | Cancel | Inspect | Check | Forget) -> Answer:
         """Send one request and wait for its answer. Raises the `ServerError` it failed with; `WorkerLost` when
         the worker died first."""
 
-    def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
-        """The events of a generation. Closing it early cancels the generation."""
+    def stream(self, request: Generate | Resume) -> AsyncGenerator[GenerationEvent, None]:
+        """The events of a generation. Closing it early interrupts the generation."""

@@ -17,6 +17,7 @@ from server.messages import (
     Answer,
     Append,
     Cancel,
+    Check,
     Drain,
     Failed,
     Forget,
@@ -27,6 +28,7 @@ from server.messages import (
     GenerationStarted,
     Inspect,
     Ready,
+    Resume,
 )
 from server.pool.worker_process import WorkerProcess
 from server.settings import Settings
@@ -116,11 +118,11 @@ class LocalPool:
 
         return max(self._workers, key=weight)
 
-    async def call(self, request: Append | Cancel | Inspect | Forget) -> Answer:
+    async def call(self, request: Append | Cancel | Inspect | Check | Forget) -> Answer:
         """Send one request and wait for its answer; raises what it failed with."""
         return await self._ask(self._worker_of(request.session_id), request)
 
-    async def _ask(self, worker: WorkerProcess, request: Append | Cancel | Inspect | Forget | Drain) -> Answer:
+    async def _ask(self, worker: WorkerProcess, request: Append | Cancel | Inspect | Check | Forget | Drain) -> Answer:
         request_id, answers = await worker.request(request)
         try:
             answer = await answers.get()
@@ -130,8 +132,8 @@ class LocalPool:
             raise answer.error()
         return answer
 
-    async def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
-        """The events of a generation; closing the iterator early cancels it."""
+    async def stream(self, request: Generate | Resume) -> AsyncGenerator[GenerationEvent, None]:
+        """The events of a generation; closing the iterator early interrupts it."""
         worker = self._worker_of(request.session_id)
         request_id, answers = await worker.request(request)
         ended = False
@@ -152,7 +154,7 @@ class LocalPool:
         finally:
             worker.forget(request_id)
             if not ended:
-                cancel = Cancel(session_id=request.session_id, generation_id=request.generation_id)
+                cancel = Cancel(session_id=request.session_id, generation_id=request.generation_id, listener=request_id)
                 # The worker may be gone, and the generation with it.
                 with suppress(ServerError):
                     cancel_id, _ = await worker.request(cancel)

@@ -24,6 +24,7 @@ from server.messages import (
     Answer,
     Append,
     Cancel,
+    Check,
     Drain,
     Failed,
     Forget,
@@ -31,13 +32,16 @@ from server.messages import (
     GenerationEvent,
     Inspect,
     Request,
+    Resume,
     pack,
     unpack_request,
 )
 from server.settings import Settings, load
-from server.store.embedded import EmbeddedStore
+from server.store.factory import create_store
 from server.worker.desk import Desk
 from server.worker.engine import Engine
+from server.worker.holding import Holdings
+from server.worker.intake import Intakes
 from server.worker.journal import Journal
 from server.worker.runner import MODEL_ERRORS, Runner
 
@@ -52,7 +56,7 @@ class Worker:
 
     def __init__(self, settings: Settings, index: int, endpoint: str) -> None:
         self._settings, self._index, self._endpoint = settings, index, endpoint
-        self._store = EmbeddedStore(settings.data_dir)
+        self._store = create_store(settings)
         self._runner = Runner(settings, index)
         self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runner.bind_thread)
         self._reading = ThreadPoolExecutor(1, "reading")
@@ -81,11 +85,20 @@ class Worker:
 
         journal = Journal(self._store)
         engine = Engine(self._settings, self._runner, self._store, journal, self._compute, spawn)
-        owner = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._desk = Desk(self._settings, owner, self._runner, engine, self._store, journal, self._reading)
+        owner = f"{self._settings.server_id}/{self._index}/{secrets.token_hex(4)}"
+        holdings = Holdings(self._settings, owner, engine, self._store, spawn)
+        intakes = Intakes(self._settings, engine, self._store, journal, self._reading)
+        self._desk = Desk(self._settings, self._runner, engine, self._store, journal, holdings, intakes)
         steady = [
             tasks.create_task(work)
-            for work in (journal.run(), engine.run(), self._desk.write_behind(), self._send(socket))
+            for work in (
+                journal.run(),
+                engine.run(),
+                holdings.keep(),
+                holdings.listen(),
+                self._desk.write_behind(),
+                self._send(socket),
+            )
         ]
         self._answer(0, self._runner.describe())
         while True:
@@ -124,12 +137,17 @@ class Worker:
             case Append():
                 return await self._desk.append(request)
             case Generate():
-                await self._desk.generate(request, emit)
+                await self._desk.generate(request, emit, request_id)
+                return None
+            case Resume():
+                await self._desk.resume(request, emit, request_id)
                 return None
             case Cancel():
                 return await self._desk.cancel(request)
             case Inspect():
                 return await self._desk.inspect(request)
+            case Check():
+                return await self._desk.check(request)
             case Forget():
                 return await self._desk.forget(request)
             case Drain():

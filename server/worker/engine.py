@@ -23,6 +23,7 @@ from server.worker.session import Session
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 log = structlog.get_logger()
+_SAVE_AGAIN_SECONDS = 5.0
 
 
 class Engine:
@@ -160,6 +161,8 @@ class Engine:
                 session.saved = session.folded
                 session.journaled = stored.record.journaled
                 session.changed_since = time.monotonic() if stored.tail else None
+                if stored.skipped:
+                    log.error("damaged snapshot passed over", session_id=session.key, generations=stored.skipped)
             if self.sessions.get(session.key) is session:
                 session.row = row
             else:  # dropped on the way in
@@ -179,9 +182,29 @@ class Engine:
                 session.row = None
                 if not session.users:
                     self.sessions.pop(session.key, None)
+                    await self._release(session)
         finally:
             session.moving = False
             self.wake()
+
+    async def let_go(self, session: Session, error: Exception) -> None:
+        """Write a session out, forget it with `error` for whoever comes to it late, and let other servers have it.
+
+        Its lock is held, and it neither generates nor moves.
+        """
+        session.moving = True
+        await self._journal.settled()
+        if session.row is not None:
+            await self._save(session)
+        self.drop(session, error)
+        await self._release(session)
+
+    async def _release(self, session: Session) -> None:
+        assert session.lease is not None
+        try:
+            await self._store.release(session.lease)
+        except ServerError as error:  # then it expires by itself
+            log.info("lease not released", session_id=session.key, reason=error.message)
 
     async def take_over(self, parent: Session, scratch: Session) -> bool:
         """Make `scratch` a resident copy of `parent`, which is resident with nothing pending.
@@ -247,6 +270,7 @@ class Engine:
             await self._store.save_snapshot(session.lease, position, data)
         except StoreUnavailable as error:
             log.warning("snapshot not written", session_id=session.key, reason=error.message)
+            session.save_again_at = time.monotonic() + _SAVE_AGAIN_SECONDS
             return False
         except ServerError as error:
             self.drop(session, error)

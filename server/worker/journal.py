@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from server.store.base import JournalEntry, Store
 
@@ -13,13 +14,14 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: deque[tuple[JournalEntry, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[JournalEntry, asyncio.Future[str]]] = deque()
         self._arrived = asyncio.Event()
-        self._newest: asyncio.Future[None] | None = None
+        self._newest: asyncio.Future[str] | None = None
 
-    def add(self, entry: JournalEntry) -> asyncio.Future[None]:
-        """Queue an entry. The future is done once it is durable, or fails with why it was refused."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def add(self, entry: JournalEntry) -> asyncio.Future[str]:
+        """Queue an entry. The future is done once it is durable, with the session's new ETag, or fails with why it was
+        refused."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, future))
         self._newest = future
         self._arrived.set()
@@ -38,6 +40,7 @@ class Journal:
             self._arrived.clear()
             batch = list(self._waiting)
             self._waiting.clear()
+            outcomes: Sequence[Exception | str]
             try:
                 outcomes = await self._store.journal([entry for entry, _ in batch])
             except Exception as error:
@@ -45,8 +48,8 @@ class Journal:
             for (_, future), outcome in zip(batch, outcomes, strict=True):
                 if future.cancelled():
                     continue
-                if outcome is None:
-                    future.set_result(None)
+                if isinstance(outcome, str):
+                    future.set_result(outcome)
                 else:
                     future.set_exception(outcome)
                     future.exception()  # marks it as seen: a caller that went away is no fault

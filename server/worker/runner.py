@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.codec import decode_state, encode_state
+from models.codec import check_values, decode_state, encode_state
 from models.errors import ModelsError, StateError
 from models.load import DTYPES, LoadedModel, load_model
 from models.sampling import Sample as Sample
 from models.sampling import Sampler, Sampling
 from models.tokenizer import TextStream, Tokenizer
-from server.errors import StateRefused
+from server.errors import InvalidRequest, StateRefused
 from server.messages import (
     Inspected,
     LayerMemory,
@@ -40,6 +40,7 @@ class Voice:
 
     def __init__(self, params: SamplingParams, tokenizer: Tokenizer) -> None:
         self.penalizes = params.repetition_penalty != 1.0
+        self.tells_logprobs = params.logprobs is not None
         self._sampler = Sampler(
             Sampling(
                 temperature=params.temperature,
@@ -57,6 +58,10 @@ class Voice:
     def choose(self, logits: Tensor, recent: Tensor) -> Sample:
         """The next token, from float32 logits (V,)."""
         return self._sampler.sample(logits, recent)
+
+    def skip(self, count: int) -> None:
+        """Leave out the random numbers of `count` tokens that were chosen before."""
+        self._sampler.skip(count)
 
     def push(self, token: int) -> str:
         """Text that became certain with this token."""
@@ -205,6 +210,24 @@ class Runner:
             raise StateRefused(str(error)) from error
         target.copy_from(state)
         return target.positions[0]
+
+    @torch.inference_mode()
+    def check(self, position: int, state: bytes | None, tail: Sequence[int]) -> None:
+        """Raise `InvalidRequest` for a saved state from outside that must not be loaded, or token ids that are none."""
+        vocabulary = self._model.decoder.config.vocab_size
+        if not all(0 <= token < vocabulary for token in tail):
+            raise InvalidRequest("a token id of the session is not in this model's vocabulary", code="import_refused")
+        if state is None:
+            return
+        try:
+            decoded = decode_state(state, self._model.kind)
+            check_values(decoded, self._model.kind.spec, vocabulary)
+        except StateError as error:
+            raise InvalidRequest(str(error), code="import_refused") from error
+        if decoded.positions[0] != position:
+            raise InvalidRequest(
+                f"the state has taken in {decoded.positions[0]} tokens and not {position}", code="import_refused"
+            )
 
     @torch.inference_mode()
     def copy(self, source: int, target: int) -> None:

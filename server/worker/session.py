@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from server.messages import GenerationEvent, SampledLogprobs
-from server.store.base import Lease, Turn
+from server.messages import GenerationEvent
+from server.store.base import Finish, JournalEntry, Lease, Turn
 from server.worker.runner import Voice
 from server.worker.text import Standing
 
@@ -17,7 +18,10 @@ Emit = Callable[[GenerationEvent], None]
 
 @dataclass
 class Generation:
-    """A running generation. `done` ends it: with None after the completed event, or with the error it failed with."""
+    """A running generation. `done` ends it: with None after the completed event, or with the error it failed with.
+
+    `emit`, `listener` and `done` are those of whoever listens now; one who takes the stream up later replaces them.
+    """
 
     id: str
     voice: Voice
@@ -26,15 +30,27 @@ class Generation:
     context_tokens: int
     """What the session held, prompt included, when the first token was sampled."""
     emit: Emit
+    listener: int
+    """The request that `emit` answers."""
     done: asyncio.Future[None]
     stays_at: int | None = None
     """The session's position, where the generation runs on a copy and leaves it."""
+    record: Callable[[Sequence[int], Finish], JournalEntry] | None = None
+    """Where it runs on a copy and its result is to be kept: the entry that does, from its tokens and its finish."""
     sampled: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """Those of the sampled ones that are remembered: all but an end token after raw text."""
     text: str = ""
     deltas: int = 0
-    logprobs: list[SampledLogprobs] = field(default_factory=list)
-    durable: asyncio.Future[None] | None = None
+    told: list[GenerationEvent] = field(default_factory=list)
+    """Every event sent so far, for one who takes the stream up."""
+    durable: asyncio.Future[str] | None = None
     """The commit of its newest token; events wait for it."""
+
+    def tell(self, event: GenerationEvent) -> None:
+        """Send an event, and keep it."""
+        self.told.append(event)
+        self.emit(event)
 
 
 @dataclass
@@ -47,6 +63,8 @@ class Session:
 
     key: str
     lease: Lease | None
+    lease_until: float = 0.0
+    """Until then, by the monotonic clock, nobody else can have acquired it; afterwards only the store knows."""
     journaled: int = 0
     open_text: str = ""
     open_tokens: int = 0
@@ -68,6 +86,8 @@ class Session:
     touched: float = 0.0
     changed_since: float | None = None
     """When the oldest change that no snapshot covers came in."""
+    save_again_at: float = 0.0
+    """Not before then is a snapshot tried again that could not be written."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
 
@@ -85,6 +105,15 @@ class Session:
     def has_work(self) -> bool:
         """Whether the engine has something to do for it."""
         return self.folded < self.journaled or self.generation is not None or bool(self.waiters)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While this lasts a request holds the object, so that it is not let go."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
 
     def check(self) -> None:
         """Raise what it was dropped with, if it was."""

@@ -7,6 +7,9 @@ import pytest
 from server.settings import PREFIX, InvalidSettingsError, Settings, load
 
 
+KEY = "A" * 43 + "="
+
+
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
@@ -43,15 +46,34 @@ def test_environment_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_worker_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = load(
-        device="cpu,cuda:1", segment=64, slot_dtype="bf16", calibration=tmp_path / "c.json", snapshot_seconds=0.5
+        device="cpu,cuda:1",
+        segment=64,
+        slot_dtype="bf16",
+        calibration=tmp_path / "c.json",
+        snapshot_seconds=0.5,
+        store="rediss+cluster://one:1,two:2",
+        redis_username="me",
+        redis_password="open sesame",
+        redis_sentinel_password="simsim",
+        redis_tls_ca=tmp_path / "ca.pem",
+        snapshot_generations=1,
+        encryption_keys={"new": KEY, "old": KEY},
     )
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == settings
 
 
-def test_keys_are_not_handed_on() -> None:
-    assert "secret" not in str(load(api_keys={"secret": "a"}).environment())
+def test_keys_that_no_worker_needs_are_not_handed_on() -> None:
+    settings = load(api_keys={"secret": "a"}, export_keys={"mine": f"hmac:{KEY}"})
+    assert "secret" not in str(settings.environment())
+    assert KEY not in str(settings.environment())
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load(redis_password="sesame", encryption_keys={"new": KEY}, export_keys={"mine": f"hmac:{KEY}"})
+    assert "sesame" not in repr(settings)
+    assert KEY not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +88,10 @@ def test_keys_are_not_handed_on() -> None:
         ("API_KEYS", "key", "JSON object"),
         ("API_KEYS", '{"": "a"}', "empty"),
         ("API_KEYS", '{"white space": "a"}', "visible ASCII"),
+        ("ENCRYPTION_KEYS", '{"new": "white space"}', "not base64"),
+        ("EXPORT_KEYS", f'{{"mine": "{KEY}"}}', "mine"),
+        ("STORE", "mysql://here", "redis"),
+        ("SNAPSHOT_GENERATIONS", "3", "less than or equal to 2"),
     ],
 )
 def test_wrong_values_name_their_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str, part: str) -> None:

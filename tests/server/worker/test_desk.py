@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from server.errors import Draining, NotFound, ServerError, SessionBusy
-from server.messages import Append, Cancel, Done, Drain, Forget, GenerationCompleted
+from server.errors import Draining, InvalidRequest, NotFound, SessionBusy
+from server.messages import Append, Cancel, Check, Done, Drain, Forget, GenerationCompleted
 from tests.server.worker.conftest import Bench
 
 LONG = "kelo rati nura seti. " * 400
@@ -70,10 +70,10 @@ async def test_a_deleted_session_leaves_nobody_waiting(bench: Bench) -> None:
 async def test_a_session_taken_over_by_another_is_read_anew(bench: Bench) -> None:
     await bench.create("one", "two")
     before = (await bench.append("one")).position
-    await bench.store.acquire("one", "another worker")
-    with pytest.raises(ServerError):
-        await bench.append("one")
-    assert (await bench.append("one")).position > before
+    await bench.store.acquire("one", "test/0/two", 5.0)
+    taken = await bench.append("one")
+    assert taken.position > before
+    assert (await bench.store.head("one")).position == taken.position
 
 
 async def test_draining_saves_everything_and_ends_what_waits(bench: Bench) -> None:
@@ -90,3 +90,24 @@ async def test_draining_saves_everything_and_ends_what_waits(bench: Bench) -> No
     assert stored.snapshot_position + len(stored.tail) == stored.record.journaled
     with pytest.raises(Draining):
         await bench.append("one")
+
+
+async def test_a_state_from_outside_is_checked(bench: Bench) -> None:
+    await bench.create("one")
+    await bench.append("one", LONG)
+    assert await bench.engine.snapshot(bench.engine.sessions["one"])
+    stored = await bench.store.load("one")
+    sound = Check(session_id="other", position=stored.snapshot_position, state=stored.snapshot, tail=(1, 2, 3))
+    assert await bench.desk.check(sound) == Done()
+    assert await bench.desk.check(sound.model_copy(update={"position": 0, "state": None})) == Done()
+    assert stored.snapshot is not None
+    for change in (
+        {"position": stored.snapshot_position + 1},
+        {"state": stored.snapshot[:-1]},
+        {"state": b"PLMP"},
+        {"tail": (1, 1 << 24)},
+        {"tail": (-1,)},
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            await bench.desk.check(sound.model_copy(update=change))
+        assert refused.value.code == "import_refused"

@@ -21,14 +21,14 @@ class SlowStore:
         self.refused: dict[int, Exception] = {}
         self.failure: Exception | None = None
 
-    async def journal(self, entries: Sequence[JournalEntry]) -> Sequence[Exception | None]:
+    async def journal(self, entries: Sequence[JournalEntry]) -> Sequence[Exception | str]:
         """As the test has it."""
         self.commits.append([entry.start for entry in entries])
         self.begun.set()
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        return [self.refused.get(entry.start) for entry in entries]
+        return [self.refused.get(entry.start, f"etag-{entry.start}") for entry in entries]
 
 
 def entry(start: int) -> JournalEntry:
@@ -52,7 +52,7 @@ async def test_what_comes_during_a_commit_goes_into_the_next_one() -> None:
         rest = [journal.add(entry(start)) for start in (1, 2, 3)]
         assert not first.done()
         store.gate.set()
-        await asyncio.gather(first, *rest)
+        assert await asyncio.gather(first, *rest) == ["etag-0", "etag-1", "etag-2", "etag-3"]
     assert store.commits == [[0], [1, 2, 3]]
 
 

@@ -1,0 +1,379 @@
+"""Where a worker's generations begin, break off, and are taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgpack
+
+from server.errors import InvalidRequest, NotFound, OperationMismatch, ServerError, SessionBusy, StaleLease
+from server.messages import Cancel, Done, Generate, GenerationStarted, Resume, SamplingParams
+from server.store.base import Finish, GenerationRecord, JournalEntry, OperationRecord, Store
+from server.worker.engine import Engine
+from server.worker.generating import cancel, interrupt, numbered_after, take_up, told_again
+from server.worker.holding import Holdings
+from server.worker.intake import Intakes, session_reached
+from server.worker.journal import Journal
+from server.worker.runner import Runner
+from server.worker.session import Emit, Generation, Session
+from server.worker.text import Intake
+
+T = TypeVar("T")
+_ATTEMPTS = 4
+
+
+async def despite_hand_over(work: Callable[[], Awaitable[T]]) -> T:
+    """Do it again when another server took the session in between: a refused write has changed nothing."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return await work()
+        except StaleLease:
+            continue
+    return await work()
+
+
+class Generations:
+    """All generations of one worker, those that wait to begin included."""
+
+    def __init__(
+        self, runner: Runner, engine: Engine, store: Store, journal: Journal, holdings: Holdings, intakes: Intakes
+    ) -> None:
+        self._runner, self._engine, self._store, self._journal = runner, engine, store, journal
+        self._holdings, self._intakes = holdings, intakes
+        self._running: dict[str, tuple[Session, Generation] | None] = {}
+        """By id; None for one that has not begun yet."""
+        self._cancelled: set[str] = set()
+        """Those that were cancelled before they began."""
+        self._listeners: set[int] = set()
+        """Requests that are being answered with events."""
+
+    async def generate(self, request: Generate, emit: Emit, listener: int) -> None:
+        """Run a generation to its end. Events go to `emit`, which answers the request `listener`; errors are raised."""
+        with self._expected(request.generation_id, listener):
+            done = await despite_hand_over(lambda: self._start(request, emit, listener))
+            await done
+
+    async def resume(self, request: Resume, emit: Emit, listener: int) -> None:
+        """Tell a generation again, and run it to its end."""
+        with self._expected(request.generation_id, listener):
+            done = await despite_hand_over(lambda: self._start_again(request, emit, listener))
+            await done
+
+    @contextmanager
+    def _expected(self, generation_id: str, listener: int) -> Iterator[None]:
+        """From now on, and until it has ended, the generation may be stopped."""
+        self._running.setdefault(generation_id, None)
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+            # A repeat runs under its first id; one that somebody else has taken up goes on.
+            over = [key for key, found in self._running.items() if found is not None and found[1].done.done()]
+            for key in over:
+                del self._running[key]
+            if self._running.get(generation_id) is None:
+                self._running.pop(generation_id, None)
+            self._cancelled.discard(generation_id)
+
+    async def _start(self, request: Generate, emit: Emit, listener: int) -> asyncio.Future[None]:
+        session = await self._holdings.open(request.session_id)
+        with session.used():
+            begin = self._begin if request.remember else self._begin_scratch
+            session, generation = await begin(session, request, emit, listener)
+            return self._launched(session, generation, request.generation_id)
+
+    async def _start_again(self, request: Resume, emit: Emit, listener: int) -> asyncio.Future[None]:
+        session = await self._holdings.open(request.session_id)
+        with session.used():
+            async with session.lock:
+                session.check()
+                generation = await self._taken_up(session, request.generation_id, request.after, emit, listener)
+            return self._launched(session, generation, request.generation_id)
+
+    def _launched(self, session: Session, generation: Generation, asked_for: str) -> asyncio.Future[None]:
+        if not generation.done.done():
+            self._running[generation.id] = (session, generation)
+            if generation.listener not in self._listeners:
+                self._stop(session, generation, only_interrupt=True)
+            elif asked_for in self._cancelled:
+                self._stop(session, generation)
+        self._engine.wake()
+        return generation.done
+
+    async def _begin(
+        self, session: Session, request: Generate, emit: Emit, listener: int
+    ) -> tuple[Session, Generation]:
+        async with session.lock:
+            session.check()
+            if (known := await self._known(session, request)) is not None:
+                return session, await self._taken_up(session, known, -1, emit, listener)
+            if session.generation is not None:
+                raise SessionBusy("the session is already generating; wait until it has finished, or cancel it")
+            intake = await self._prompt(session, request)
+            context = session.journaled + len(intake.tokens)
+            record = GenerationRecord(
+                id=request.generation_id,
+                session_id=session.key,
+                request=_pack(request.sampling),
+                start=context,
+                prompt_tokens=len(intake.tokens),
+            )
+            operation = _operation(request, len(intake.tokens), context)
+            await self._intakes.commit(session, intake, operation, if_match=request.if_match, begins=record)
+            generation = self._generation(request.generation_id, request.sampling, record, emit, listener)
+            session.generation = generation
+            generation.tell(GenerationStarted(generation_id=record.id, prompt_tokens=record.prompt_tokens))
+        return session, generation
+
+    async def _known(self, session: Session, request: Generate) -> str | None:
+        """The generation that this request began when it was sent first."""
+        if request.op_id is None:
+            return None
+        known = await self._store.operation(session.key, request.op_id)
+        if known is None:
+            return None
+        if known.request_digest != _digest(request) or known.generation_id is None:
+            raise OperationMismatch(
+                f"op_id {request.op_id!r} was used before with another request; use a new one", param="op_id"
+            )
+        return known.generation_id
+
+    async def _taken_up(
+        self, session: Session, generation_id: str, after: int, emit: Emit, listener: int
+    ) -> Generation:
+        """A generation told again from behind event number `after`. The session's lock is held."""
+        running = session.generation
+        if running is not None and running.id == generation_id:
+            take_up(running, after, emit, listener)
+            return running
+        record = await self._store.generation(generation_id)
+        if record is None or record.session_id != session.key:
+            raise NotFound("there is no such generation in this session, or it is too old to be taken up again")
+        if record.finish is None and running is not None:
+            raise SessionBusy("another generation runs in the session; ask when it has finished, or cancel it")
+        at_rest = session.journaled == record.start + len(record.tokens) and not session.open_text
+        if record.finish is None and not at_rest:
+            record = await self._given_up(session, record)
+        generation = self._generation(generation_id, _unpack(record.request), record, emit, listener)
+        told_again(generation, record)
+        if record.finish is None:
+            session.generation = generation
+        else:
+            generation.done.set_result(None)
+        rest = numbered_after(generation.told, after)
+        if record.finish is not None:
+            rest = rest or generation.told[-1:]  # whoever asks for what comes behind the end has not understood it
+        for event in rest:
+            emit(event)
+        return generation
+
+    async def _given_up(self, session: Session, record: GenerationRecord) -> GenerationRecord:
+        """The record of one that broke off and is not to go on: cancelled, or the session took in something else behind it."""
+        assert session.lease is not None
+        finish = Finish("cancelled", len(record.tokens), record.start + len(record.tokens))
+        entry = self._silent(session, sampled_by=record.id, finish=finish)
+        await self._journal.add(entry)
+        return GenerationRecord(
+            record.id, record.session_id, record.request, record.start, record.prompt_tokens, record.tokens, finish
+        )
+
+    def _silent(
+        self,
+        session: Session,
+        *,
+        operation: OperationRecord | None = None,
+        begins: GenerationRecord | None = None,
+        sampled_by: str | None = None,
+        finish: Finish | None = None,
+    ) -> JournalEntry:
+        assert session.lease is not None
+        return JournalEntry(
+            session.lease,
+            session.journaled,
+            (),
+            session.open_text,
+            session.open_tokens,
+            session.turn,
+            operation=operation,
+            begins=begins,
+            sampled_by=sampled_by,
+            finish=finish,
+            silent=True,
+        )
+
+    async def _begin_scratch(
+        self, parent: Session, request: Generate, emit: Emit, listener: int
+    ) -> tuple[Session, Generation]:
+        """A copy of the session's state, prompt pending, that is thrown away afterwards."""
+        known = await self._known(parent, request)
+        if known is not None:
+            async with parent.lock:
+                return parent, await self._taken_up(parent, known, -1, emit, listener)
+        parent.held += 1  # else two that wait for one row would push each other out for ever
+        try:
+            return await self._copied(parent, request, emit, listener)
+        finally:
+            parent.held -= 1
+            self._engine.wake()
+
+    async def _copied(
+        self, parent: Session, request: Generate, emit: Emit, listener: int
+    ) -> tuple[Session, Generation]:
+        while True:
+            if parent.generation is not None:
+                raise SessionBusy("the session is generating; ask when it has finished, or cancel it")
+            await session_reached(parent, self._engine, parent.journaled)
+            await self._intakes.check_match(parent, request.if_match)
+            intake = await self._prompt(parent, request)
+            settled = parent.row is not None and parent.folded == parent.journaled and not parent.moving
+            if not settled or parent.lock.locked():
+                await asyncio.sleep(0.01)  # an append came in between: let it be read first
+                continue
+            scratch, generation = self._scratch(parent, request, intake, emit, listener)
+            if await self._engine.take_over(parent, scratch):
+                generation.tell(GenerationStarted(generation_id=generation.id, prompt_tokens=generation.prompt_tokens))
+                return scratch, generation
+
+    def _scratch(
+        self, parent: Session, request: Generate, intake: Intake, emit: Emit, listener: int
+    ) -> tuple[Session, Generation]:
+        position = parent.journaled
+        scratch = Session(request.generation_id, None, journaled=position, folded=position, turn=intake.turn)
+        scratch.pending.extend(intake.tokens)
+        scratch.journaled += len(intake.tokens)
+        record = GenerationRecord(
+            id=request.generation_id,
+            session_id=parent.key,
+            request=_pack(request.sampling),
+            start=scratch.journaled,
+            prompt_tokens=len(intake.tokens),
+        )
+        generation = self._generation(request.generation_id, request.sampling, record, emit, listener)
+        generation.stays_at = parent.position
+        operation = _operation(request, len(intake.tokens), parent.position)
+        if operation is not None:
+
+            def keep(tokens: Sequence[int], finish: Finish) -> JournalEntry:
+                whole = GenerationRecord(
+                    record.id,
+                    record.session_id,
+                    record.request,
+                    record.start,
+                    record.prompt_tokens,
+                    tuple(tokens),
+                    finish,
+                )
+                return self._silent(parent, operation=operation, begins=whole)
+
+            generation.record = keep
+        scratch.generation = generation
+        return scratch, generation
+
+    async def _prompt(self, session: Session, request: Generate) -> Intake:
+        read = self._runner.reader.prompt
+        intake = await self._intakes.read(read, session.standing, request.prompt, request.messages)
+        if session.journaled + len(intake.tokens) == 0:
+            raise InvalidRequest("there is nothing to go on from: append text first, or give a prompt")
+        return intake
+
+    def _generation(
+        self, generation_id: str, sampling: SamplingParams, record: GenerationRecord, emit: Emit, listener: int
+    ) -> Generation:
+        return Generation(
+            id=generation_id,
+            voice=self._runner.voice(sampling),
+            max_tokens=sampling.max_tokens,
+            prompt_tokens=record.prompt_tokens,
+            context_tokens=record.start,
+            emit=emit,
+            listener=listener,
+            done=asyncio.get_running_loop().create_future(),
+        )
+
+    async def cancel(self, request: Cancel) -> Done:
+        """Stop a generation at once; the step under way is not waited for. One that broke off is ended for good."""
+        if request.listener is not None:
+            return Done(found=self._gone(request.listener))
+        if request.generation_id not in self._running:
+            return Done(found=await despite_hand_over(lambda: self._cancel_broken_off(request)))
+        running = self._running[request.generation_id]
+        if running is None:
+            self._cancelled.add(request.generation_id)  # it ends as soon as it begins
+            return Done()
+        return Done(found=self._stop(*running))
+
+    async def _cancel_broken_off(self, request: Cancel) -> bool:
+        record = await self._store.generation(request.generation_id)
+        if record is None or record.finish is not None:
+            return False
+        session = await self._holdings.open(record.session_id)
+        with session.used():
+            async with session.lock:
+                session.check()
+                if session.generation is not None and session.generation.id == record.id:
+                    return self._stop(session, session.generation)
+                record = await self._store.generation(request.generation_id)
+                if record is None or record.finish is not None:
+                    return False
+                await self._given_up(session, record)
+        return True
+
+    def _gone(self, listener: int) -> bool:
+        """Nobody waits for the events of this request any more: break its generation off, now or when it begins."""
+        found = listener in self._listeners
+        self._listeners.discard(listener)
+        for running in list(self._running.values()):
+            if running is not None and running[1].listener == listener:
+                self._stop(*running, only_interrupt=True)
+        return found
+
+    def _stop(self, session: Session, generation: Generation, *, only_interrupt: bool = False) -> bool:
+        if session.generation is not generation:
+            return False
+        if only_interrupt:
+            interrupt(session, generation)
+        else:
+            cancel(session, generation, self._journal, self._engine.drop)
+        if session.lease is None:
+            self._engine.release(session)
+        self._engine.wake()
+        return True
+
+    def break_off(self, error: ServerError) -> None:
+        """End every one of them with an error; those that are remembered may be taken up again elsewhere."""
+        for running in list(self._running.values()):
+            if running is None:
+                continue
+            session, generation = running
+            if session.generation is generation and not generation.done.done():
+                generation.done.set_exception(error)
+                self._stop(session, generation, only_interrupt=True)
+
+    @property
+    def ends(self) -> list[asyncio.Future[None]]:
+        """What tells the end of each that has begun."""
+        return [found[1].done for found in self._running.values() if found is not None]
+
+
+def _operation(request: Generate, tokens: int, position: int) -> OperationRecord | None:
+    if request.op_id is None:
+        return None
+    return OperationRecord(request.op_id, _digest(request), tokens, position, request.generation_id)
+
+
+def _digest(request: Generate) -> str:
+    body = request.model_dump_json(include={"prompt", "messages", "sampling", "remember"})
+    return hashlib.sha256(b"generate" + body.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _pack(sampling: SamplingParams) -> bytes:
+    return msgpack.packb(sampling.model_dump())  # type: ignore[no-any-return]
+
+
+def _unpack(packed: bytes) -> SamplingParams:
+    return SamplingParams.model_validate(msgpack.unpackb(packed))
