@@ -19,9 +19,9 @@ from server.disconnects import ConnectionOver
 from server.errors import MethodNotAllowed, NotFound, ServerError
 from server.middleware import RequestContext
 from server.pool.base import Pool
-from server.routes import generate, health, memory, models, segments, sessions, stream
+from server.routes import generate, health, memory, models, segments, sessions, stream, transfers
 from server.routes.dependencies import COMPONENTS
-from server.schemas import AppendBody, CreateSession, GenerateBody, PatchSession
+from server.schemas import AppendBody, CreateSession, ForkSession, GenerateBody, PatchSession
 from server.service import Service
 from server.settings import Settings
 from server.store.base import Store
@@ -38,7 +38,7 @@ class Application(FastAPI):
         """The schema of the HTTP interface."""
         schema = super().openapi()
         components = schema.setdefault("components", {}).setdefault("schemas", {})
-        for body in (AppendBody, CreateSession, GenerateBody, PatchSession):
+        for body in (AppendBody, CreateSession, ForkSession, GenerateBody, PatchSession):
             described = body.model_json_schema(ref_template=COMPONENTS)
             components |= described.pop("$defs", {})
             components[body.__name__] = described
@@ -65,7 +65,7 @@ def create_app(settings: Settings, pool: Pool, store: Store) -> FastAPI:
     )
     app.state.service = service
     app.add_middleware(RequestContext)
-    for resource in (sessions, segments, generate, memory, models, health, stream):
+    for resource in (sessions, transfers, segments, generate, memory, models, health, stream):
         app.include_router(resource.router)
     _map_errors(app)
     return app

@@ -1,4 +1,4 @@
-"""Reads request bodies: JSON up to a limit, plain text without one."""
+"""Reads request bodies: JSON and files up to a limit, plain text without one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ async def read_json(request: Request, schema: type[Body], limit: int) -> Body:
     Raises `WrongMediaType`, `TooLarge` (reading stops there), `MalformedBody` or `InvalidRequest`.
     """
     kind = media_type(request)
-    raw = await _limited(request, limit)
+    raw = await _limited(
+        request, TooLarge(f"a JSON body may hold {limit} bytes; send long text as text/plain instead"), limit
+    )
     if not raw:
         return validated(schema, {})
     if kind != "json":
@@ -50,6 +52,13 @@ async def read_json(request: Request, schema: type[Body], limit: int) -> Body:
     # A long body would hold up every stream while it is parsed.
     fields = await asyncio.to_thread(parse_json, raw) if len(raw) > _LONG else parse_json(raw)
     return validated(schema, fields)
+
+
+async def read_file(request: Request, limit: int) -> bytes:
+    """An `application/octet-stream` body. Raises `WrongMediaType`, or `TooLarge` (reading stops there)."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/octet-stream":
+        raise WrongMediaType("set Content-Type: application/octet-stream")
+    return await _limited(request, TooLarge(f"a file to import may hold {limit} bytes"), limit)
 
 
 def parse_json(raw: bytes | str) -> Any:
@@ -72,8 +81,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise MalformedBody(f"the body is not JSON: {name} is not a JSON number")
 
 
-async def _limited(request: Request, limit: int) -> bytes:
-    too_large = TooLarge(f"a JSON body may hold {limit} bytes; send long text as text/plain instead")
+async def _limited(request: Request, too_large: TooLarge, limit: int) -> bytes:
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large

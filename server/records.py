@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from server.errors import InvalidRequest
-from server.schemas import AppendBody, GenerateBody, OperationId, RequestBody
+from server.schemas import AppendBody, EventNumber, GenerateBody, OperationId, RequestBody
 from server.validation import validated
 
 
@@ -19,6 +19,14 @@ class GenerateRecord(GenerateBody):
     """Continue the session. `op_id` comes back with every record that starts or ends the generation."""
 
     type: Literal["generate"]
+
+
+class ResumeRecord(RequestBody):
+    """Take a generation up again behind its event number `after`. `op_id` comes back as with `generate`."""
+
+    type: Literal["resume"]
+    generation_id: str
+    after: EventNumber = -1
     op_id: OperationId | None = None
 
 
@@ -35,7 +43,7 @@ class PingRecord(RequestBody):
     type: Literal["ping"]
 
 
-Work = AppendRecord | GenerateRecord
+Work = AppendRecord | GenerateRecord | ResumeRecord
 ClientRecord = Work | CancelRecord | PingRecord
 
 
@@ -48,9 +56,11 @@ def client_record(fields: object) -> ClientRecord:
             return validated(AppendRecord, fields)
         case "generate":
             return validated(GenerateRecord, fields)
+        case "resume":
+            return validated(ResumeRecord, fields)
         case "cancel":
             return validated(CancelRecord, fields)
         case "ping":
             return validated(PingRecord, fields)
         case _:
-            raise InvalidRequest("type must be append, generate, cancel or ping", param="type")
+            raise InvalidRequest("type must be append, generate, resume, cancel or ping", param="type")

@@ -51,6 +51,7 @@ MetadataKey = Annotated[Text, Field(min_length=1, max_length=64)]
 MetadataValue = Annotated[Text, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Lifetime = Annotated[int, Field(ge=1, le=TEN_YEARS, description="Seconds of disuse until it is deleted.")]
+EventNumber = Annotated[int, Field(ge=-1, lt=1 << 31, description="Number of the last event received; -1: none.")]
 Moment = Annotated[AwareDatetime, PlainSerializer(_rfc3339, return_type=str)]
 
 
@@ -78,6 +79,15 @@ class CreateSession(RequestBody):
     system: Annotated[Text, Field(min_length=1)] | None = None
     metadata: Metadata = Field(default_factory=dict)
     ttl_seconds: Lifetime | None = None
+    op_id: OperationId | None = None
+
+
+class ForkSession(RequestBody):
+    """`POST /v1/sessions/{id}/fork`. A field that is left out is as the parent has it."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    ttl_seconds: Lifetime | None = None
+    op_id: OperationId | None = None
 
 
 class PatchSession(RequestBody):
@@ -125,6 +135,7 @@ class GenerateBody(RequestBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool = False
     remember: bool = True
+    op_id: OperationId | None = None
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeVar
 
 import structlog
 
+from server.claims import Claims
 from server.errors import (
-    Draining,
     Internal,
     InvalidRequest,
     NotFound,
-    PreconditionFailed,
     ServerError,
+    StoreUnavailable,
+    TooLarge,
     Unavailable,
 )
+from server.generations import Events, Generations, no_generation
 from server.ids import is_id, new_id
 from server.messages import (
     Answer,
     Append,
     Appended,
-    Cancel,
     ChatMessage,
-    Done,
     Forget,
     Generate,
-    GenerationEvent,
     Inspect,
     Inspected,
     Ready,
+    Resume,
     SamplingParams,
 )
 from server.pieces import pieces
 from server.pool.base import Pool
 from server.settings import Settings
-from server.store.base import Page, SessionRecord, Store
+from server.store.base import Durability, Page, SessionRecord, Store
+from server.transfers import Exported, Transfers
+from server.workload import Workload
 
 Wait = Literal["memory", "journal"]
+Tags = frozenset[str] | None
+"""ETags of which a session's must be one; None where any will do."""
+Lifetime = int | Literal["keep"] | None
 Expected = TypeVar("Expected", bound=Answer)
 
+_SYSTEM = "system message"
+"""Operation id of a session's first message: not one that a client can send, for it has a space."""
 
-@dataclass(frozen=True)
-class Running:
-    """Whose a running generation is."""
 
-    tenant: str
+class Resumed(NamedTuple):
+    """A generation that is told again. Closing `events` interrupts it."""
+
     session_id: str
+    events: Events
 
 
 @dataclass(frozen=True)
@@ -63,20 +69,18 @@ class Taken:
     position: int = 0
 
 
-class Service:
+class Service(Workload):
     """One for an app. Every method checks that the session is the tenant's: if not, `NotFound`."""
 
     def __init__(self, settings: Settings, pool: Pool, store: Store) -> None:
+        super().__init__(settings.drain_seconds)
         self.settings = settings
         self.pool = pool
         self.store = store
         self.started_at = time.time()
-        self.draining = asyncio.Event()
-        self._deadline = 0.0
-        self._running: dict[str, Running] = {}
-        self._at_work = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._claims = Claims(store)
+        self._generations = Generations(pool, store, self)
+        self._transfers = Transfers(settings, pool, store, self._claims)
         self._log = structlog.get_logger("server.service")
 
     def served(self) -> Ready:
@@ -88,49 +92,17 @@ class Service:
 
     async def check_ready(self) -> None:
         """Raise what keeps this server from taking requests."""
-        if self.draining.is_set():
-            raise Draining("the server is shutting down")
+        self.refuse_if_draining()
         if not self.pool.ready:
             raise Unavailable("not every worker has loaded the model yet", retry_after=2.0)
         await self.store.ping()
 
-    def begin_drain(self) -> None:
-        """Refuse new appends and generations from here on. Does nothing the second time."""
-        if not self.draining.is_set():
-            self._deadline = time.monotonic() + self.settings.drain_seconds
-            self.draining.set()
-
-    @property
-    def drain_remaining(self) -> float:
-        """Seconds that running generations may still take."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    @contextmanager
-    def at_work(self) -> Generator[None, None, None]:
-        """What must not be cut off by a drain that still has time: a generation, an append, a socket."""
-        self._at_work += 1
-        self._idle.clear()
+    def durability(self) -> Durability | None:
+        """What acknowledged tokens survive; None while the store has not been reached."""
         try:
-            yield
-        finally:
-            self._at_work -= 1
-            if not self._at_work:
-                self._idle.set()
-
-    async def cancel_running(self) -> None:
-        """Stop every generation, so that its client learns how it ended."""
-        for generation_id, running in list(self._running.items()):
-            with suppress(ServerError):
-                await self.pool.call(Cancel(session_id=running.session_id, generation_id=generation_id))
-
-    async def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing is `at_work`; False when `seconds` passed first."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+            return self.store.durability
+        except StoreUnavailable:
+            return None
 
     async def create_session(
         self,
@@ -141,47 +113,55 @@ class Service:
         system: str | None = None,
         metadata: Mapping[str, str] | None = None,
         ttl_seconds: int | None = None,
+        op_id: str | None = None,
     ) -> SessionRecord:
-        """Add a session; `system` becomes its first message."""
-        self._refuse_if_draining()
+        """Add a session; `system` becomes its first message. An `op_id` seen before gives the first answer again."""
+        self.refuse_if_draining()
         served = self.served()
         for name, wanted, given in (("model", model, served.model), ("memory", memory, served.memory)):
             if wanted is not None and wanted != given:
                 raise InvalidRequest(f"this server's {name} is {given}; leave {name} out or name that", param=name)
-        now = time.time()
-        record = SessionRecord(
-            id=new_id("sess"),
-            tenant=tenant,
-            model=served.model,
-            memory=served.memory,
-            created_at=now,
-            updated_at=now,
-            metadata=dict(metadata or {}),
-            ttl_seconds=ttl_seconds,
-            expires_at=None if ttl_seconds is None else now + ttl_seconds,
-        )
-        record = await self.store.create(record)
-        return record if system is None else await self._with_system(record, system)
 
-    async def _with_system(self, record: SessionRecord, system: str) -> SessionRecord:
+        async def make(session_id: str) -> SessionRecord:
+            now = time.time()
+            record = await self.store.create(
+                SessionRecord(
+                    id=session_id,
+                    tenant=tenant,
+                    model=served.model,
+                    memory=served.memory,
+                    created_at=now,
+                    updated_at=now,
+                    metadata=dict(metadata or {}),
+                    ttl_seconds=ttl_seconds,
+                    expires_at=None if ttl_seconds is None else now + ttl_seconds,
+                )
+            )
+            return record if system is None else await self._with_system(record, system, op_id)
+
+        request = {"model": model, "memory": memory, "system": system, "metadata": metadata, "ttl_seconds": ttl_seconds}
+        return await self._claims.once(tenant, "create", op_id, request, make)
+
+    async def _with_system(self, record: SessionRecord, system: str, op_id: str | None) -> SessionRecord:
         message = ChatMessage(role="system", content=system)
         try:
-            await self._append(Append(session_id=record.id, messages=(message,), wait="journal"))
-        except BaseException:
-            # Nobody has seen its id yet: half a session would stay behind unnoticed.
-            await self.store.delete(record.tenant, record.id)
+            await self._append(Append(session_id=record.id, messages=(message,), op_id=_SYSTEM, wait="journal"))
+        except BaseException as error:
+            # Nobody has seen its id yet: half a session would stay behind unnoticed. With an operation id, a repeat finishes
+            # what only failed for a while, maybe after all has taken place; it would miss what was deleted here.
+            if op_id is None or isinstance(error, InvalidRequest | TooLarge):
+                with suppress(ServerError):
+                    await self.delete_session(record.tenant, record.id)
             raise
         return await self.store.get(record.tenant, record.id)
 
     async def get_session(self, tenant: str, session_id: str) -> SessionRecord:
         """The newest record."""
-        if not is_id("sess", session_id):
-            raise NotFound("there is no such session", param="session_id")
-        return await self.store.get(tenant, session_id)
+        return await self.store.get(tenant, _session_id(session_id))
 
     async def enter(self, tenant: str, session_id: str) -> SessionRecord:
         """The record of a session that is about to be worked with. Raises if no work can be taken."""
-        self._refuse_if_draining()
+        self.refuse_if_draining()
         self.served()
         return await self.get_session(tenant, session_id)
 
@@ -197,27 +177,75 @@ class Service:
         session_id: str,
         *,
         metadata: Mapping[str, str] | None,
-        ttl_seconds: int | Literal["keep"] | None,
-        if_versions: frozenset[int] | None = None,
+        ttl_seconds: Lifetime,
+        if_match: Tags = None,
     ) -> SessionRecord:
-        """Change a record, if its version is one of `if_versions`."""
-        record = await self.get_session(tenant, session_id)
-        if if_versions is not None and record.version not in if_versions:
-            raise PreconditionFailed("the session has changed since; get it again and use its new ETag")
-        version = None if if_versions is None else record.version
+        """Change a record, if its ETag is one of `if_match`."""
         return await self.store.update(
-            tenant, session_id, metadata=metadata, ttl_seconds=ttl_seconds, if_version=version
+            tenant, _session_id(session_id), metadata=metadata, ttl_seconds=ttl_seconds, if_match=if_match
         )
 
-    async def delete_session(self, tenant: str, session_id: str) -> None:
+    async def delete_session(self, tenant: str, session_id: str, *, if_match: Tags = None) -> None:
         """Remove a session and all that was stored of it."""
-        await self.get_session(tenant, session_id)
-        await self.store.delete(tenant, session_id)
+        await self.store.delete(tenant, _session_id(session_id), if_match=if_match)
         try:
             await self.pool.call(Forget(session_id=session_id))
         except ServerError as error:
             # What is stored is gone. A worker that still holds it cannot write it back: its lease is void.
             self._log.info("worker not told of a deleted session", session_id=session_id, code=error.code)
+
+    async def fork_session(
+        self,
+        tenant: str,
+        session_id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        ttl_seconds: Lifetime = "keep",
+        if_match: Tags = None,
+        op_id: str | None = None,
+    ) -> SessionRecord:
+        """A new session that goes on from what is journaled of this one. `None` and `"keep"` copy the parent's."""
+        self.refuse_if_draining()
+        _session_id(session_id)
+
+        async def make(child_id: str) -> SessionRecord:
+            if op_id is not None:
+                # It may be there from a try before, and the parent gone or changed since.
+                with suppress(NotFound):
+                    return await self.store.get(tenant, child_id)
+            parent = await self.store.get(tenant, session_id)
+            now = time.time()
+            lifetime = parent.ttl_seconds if ttl_seconds == "keep" else ttl_seconds
+            child = replace(
+                parent,
+                id=child_id,
+                created_at=now,
+                updated_at=now,
+                metadata=parent.metadata if metadata is None else dict(metadata),
+                ttl_seconds=lifetime,
+                expires_at=None if lifetime is None else now + lifetime,
+            )
+            return await self.store.fork(tenant, session_id, child, if_match=if_match)
+
+        request = {"parent": session_id, "metadata": metadata, "ttl_seconds": ttl_seconds}
+        return await self._claims.once(tenant, "fork", op_id, request, make)
+
+    def file_room(self) -> AbstractContextManager[None]:
+        """For as long as a whole file is held in memory. Raises `Overloaded` when too many are."""
+        return self._transfers.room()
+
+    async def export_session(self, tenant: str, session_id: str) -> Exported:
+        """The session as a signed file."""
+        served = self.served()
+        await self.get_session(tenant, session_id)
+        return await self._transfers.export(session_id, served)
+
+    async def import_session(
+        self, tenant: str, data: bytes, *, ttl_seconds: int | None = None, op_id: str | None = None
+    ) -> SessionRecord:
+        """A new session from an exported file. Nothing is stored before all of it has been checked."""
+        self.refuse_if_draining()
+        return await self._transfers.adopt(tenant, data, self.served(), ttl_seconds=ttl_seconds, op_id=op_id)
 
     async def append(
         self,
@@ -228,32 +256,42 @@ class Service:
         messages: tuple[ChatMessage, ...] | None,
         op_id: str,
         wait: Wait,
+        if_match: Tags = None,
     ) -> Appended:
         """Take text or messages in."""
         await self.enter(tenant, session_id)
-        return await self._append(Append(session_id=session_id, text=text, messages=messages, op_id=op_id, wait=wait))
+        return await self._append(
+            Append(session_id=session_id, text=text, messages=messages, op_id=op_id, wait=wait, if_match=if_match)
+        )
 
     async def append_stream(
-        self, tenant: str, session_id: str, chunks: AsyncIterator[bytes], *, op_id: str, wait: Wait
+        self,
+        tenant: str,
+        session_id: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        op_id: str,
+        wait: Wait,
+        if_match: Tags = None,
     ) -> Appended:
         """Take in UTF-8 text of any length; `chunks` is read only as fast as the pieces of it are journaled.
 
         Pieces have operation ids `op_id/0`, `op_id/1`, …, so that the same stream sent again goes on where it
-        broke off. Errors say how much was kept.
+        broke off. `if_match` is asked of the first one. Errors say how much was kept.
         """
         await self.enter(tenant, session_id)
         taken, answer = Taken(), None
         try:
             async with aclosing(pieces(chunks)) as cut:
                 async for piece in cut:
-                    self._refuse_if_draining()
-                    name = f"{op_id}/{piece.index}"
+                    self.refuse_if_draining()
                     answer = await self._append(
                         Append(
                             session_id=session_id,
                             text=piece.text,
-                            op_id=name,
+                            op_id=f"{op_id}/{piece.index}",
                             wait=wait if piece.last else "journal",
+                            if_match=None if piece.index else if_match,
                         )
                     )
                     size = taken.size + len(piece.text.encode())
@@ -279,8 +317,10 @@ class Service:
         messages: tuple[ChatMessage, ...] | None,
         sampling: SamplingParams,
         remember: bool,
-    ) -> AsyncGenerator[GenerationEvent, None]:
-        """The events of a generation. Closing the generator cancels it."""
+        op_id: str | None = None,
+        if_match: Tags = None,
+    ) -> Events:
+        """The events of a generation; those of the first one for an `op_id` seen before. Closing the generator interrupts it."""
         limit = self.settings.max_tokens_limit
         if sampling.max_tokens > limit:
             raise InvalidRequest(f"max_tokens must be at most {limit}", param="max_tokens")
@@ -292,25 +332,31 @@ class Service:
             messages=messages,
             sampling=sampling,
             remember=remember,
+            op_id=op_id,
+            if_match=if_match,
         )
-        self._running[request.generation_id] = Running(tenant, session_id)
-        try:
-            # The one place where a generation is cancelled: leaving this block early.
-            with self.at_work():
-                async with aclosing(self.pool.stream(request)) as events:
-                    async for event in events:
-                        yield event
-        finally:
-            del self._running[request.generation_id]
+        async with aclosing(self._generations.follow(tenant, request)) as events:
+            async for event in events:
+                yield event
+
+    async def resume(
+        self, tenant: str, generation_id: str, *, after: int = -1, session_id: str | None = None
+    ) -> Resumed:
+        """A remembered generation again, from behind event number `after`, and on if it broke off.
+
+        Raises `NotFound` if there is none, or if it is not one of `session_id`.
+        """
+        self.refuse_if_draining()
+        self.served()
+        record = await self._generations.recorded(tenant, generation_id)
+        if session_id not in (None, record.session_id):
+            raise no_generation()
+        request = Resume(session_id=record.session_id, generation_id=generation_id, after=after)
+        return Resumed(record.session_id, self._generations.follow(tenant, request))
 
     async def cancel(self, tenant: str, generation_id: str) -> None:
-        """Stop a running generation within one step; what was sampled stays if it is remembered."""
-        running = self._running.get(generation_id)
-        if running is None or running.tenant != tenant:
-            raise NotFound("no generation with this id is running", param="generation_id")
-        answer = await self.pool.call(Cancel(session_id=running.session_id, generation_id=generation_id))
-        if not _expect(Done, answer).found:
-            raise NotFound("no generation with this id is running", param="generation_id")
+        """End a generation for good within one step; what was sampled stays if it is remembered."""
+        await self._generations.cancel(tenant, generation_id)
 
     async def inspect(self, tenant: str, session_id: str) -> Inspected:
         """What a session's memory holds."""
@@ -318,9 +364,12 @@ class Service:
         await self.get_session(tenant, session_id)
         return _expect(Inspected, await self.pool.call(Inspect(session_id=session_id)))
 
-    def _refuse_if_draining(self) -> None:
-        if self.draining.is_set():
-            raise Draining("the server is shutting down; send this to the one that replaces it")
+
+def _session_id(text: str) -> str:
+    """`text` itself, or `NotFound`: what comes from outside may be anything."""
+    if not is_id("sess", text):
+        raise NotFound("there is no such session", param="session_id")
+    return text
 
 
 def _expect(kind: type[Expected], answer: Answer) -> Expected:

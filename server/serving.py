@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,7 +12,6 @@ from server.link import MAX_FRAME_BYTES
 from server.service import Service
 from server.settings import Settings
 
-_CUT_SECONDS = 1.0
 _LINGER_SECONDS = 5
 """How long connections may take to close once nothing runs on them."""
 
@@ -54,10 +51,8 @@ class DrainingServer(uvicorn.Server):
 
     async def _cut_short(self) -> None:
         """The time is up: end what runs in a way its clients can read."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CUT_SECONDS):
-                await self._service.cancel_running()
-        # Appends that still wait to be read are answered with `draining`; what they journaled is safe.
+        # Generations break off with `draining`, to be taken up again elsewhere; so do appends that still wait to be read. What
+        # they journaled is safe.
         await self._service.pool.stop(0)
 
 

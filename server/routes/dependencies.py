@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import Depends, Header
@@ -11,7 +12,7 @@ from starlette.requests import HTTPConnection
 from server.auth import tenant_of
 from server.errors import InvalidRequest
 from server.schemas import VISIBLE, ErrorBody
-from server.service import Service
+from server.service import Service, Tags
 
 COMPONENTS = "#/components/schemas/{model}"
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
@@ -31,6 +32,24 @@ def _tenant(connection: HTTPConnection) -> str:
 Served = Annotated[Service, Depends(service_of)]
 Tenant = Annotated[str, Depends(_tenant)]
 IdempotencyKey = Annotated[str | None, Header(pattern=VISIBLE)]
+
+_ETAG = re.compile(r'"(\d{1,18}-[0-9a-f]{8})"')
+
+
+def _tags(if_match: Annotated[str | None, Header()] = None) -> Tags:
+    """The ETags an `If-Match` header names; None for any. Weak or foreign ones match nothing."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tags = (_ETAG.fullmatch(tag.strip()) for tag in if_match.split(","))
+    return frozenset(tag[1] for tag in tags if tag)
+
+
+IfMatch = Annotated[Tags, Depends(_tags)]
+
+
+def quoted(etag: str) -> str:
+    """An ETag as a header has it."""
+    return f'"{etag}"'
 
 
 def documented(schema: type[BaseModel], *, text: bool = False) -> dict[str, Any]:

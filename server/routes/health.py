@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.routes.dependencies import ERRORS, Served
+from server.store.base import Durability
 
 router = APIRouter(tags=["health"], responses=ERRORS)
 
@@ -20,10 +21,13 @@ class Health(BaseModel):
 
 
 class Version(BaseModel):
-    """Which build answers."""
+    """Which build answers, and where sessions live."""
 
     name: Literal["palimpsest-server"] = "palimpsest-server"
     version: str
+    store: Literal["embedded", "redis"]
+    durability: Durability | None
+    """None while the store has not been reached."""
 
 
 def server_version() -> str:
@@ -48,6 +52,7 @@ async def readyz(service: Served) -> Health:
 
 
 @router.get("/version")
-async def get_version() -> Version:
-    """Which build answers."""
-    return Version(version=server_version())
+async def get_version(service: Served) -> Version:
+    """Which build answers, and what becomes durable how."""
+    kind: Literal["embedded", "redis"] = "embedded" if service.settings.store == "embedded" else "redis"
+    return Version(version=server_version(), store=kind, durability=service.durability())

@@ -12,8 +12,18 @@ from server.disconnects import ClientGone
 from server.ids import new_id
 from server.messages import Appended
 from server.middleware import note_of
-from server.routes.dependencies import ERRORS, IdempotencyKey, Served, Tenant, documented, one_operation_id
+from server.routes.dependencies import (
+    ERRORS,
+    IdempotencyKey,
+    IfMatch,
+    Served,
+    Tenant,
+    documented,
+    one_operation_id,
+    quoted,
+)
 from server.schemas import AppendBody, SegmentBody, chat
+from server.service import Tags
 
 router = APIRouter(tags=["segments"], responses=ERRORS)
 
@@ -27,33 +37,38 @@ async def append(
     response: Response,
     service: Served,
     tenant: Tenant,
+    if_match: IfMatch,
     wait: Annotated[Wait, Query()] = "memory",
     idempotency_key: IdempotencyKey = None,
 ) -> SegmentBody:
     """Take text or messages in. A text/plain body may have any length; it is taken in while it arrives."""
     note_of(request).facts["session_id"] = session_id
     take = _append_text if media_type(request) == "text" else _append_json
-    answer = await take(session_id, request, service, tenant, wait, idempotency_key)
+    answer = await take(session_id, request, service, tenant, wait, idempotency_key, if_match)
     note_of(request).facts |= {"tokens": answer.tokens, "position": answer.position}
     response.status_code = 202 if wait == "journal" else 200
+    if answer.etag is not None:
+        response.headers["ETag"] = quoted(answer.etag)
     return SegmentBody.of(session_id, answer.op_id or "", answer)
 
 
 async def _append_text(
-    session_id: str, request: Request, service: Served, tenant: str, wait: Wait, key: str | None
+    session_id: str, request: Request, service: Served, tenant: str, wait: Wait, key: str | None, if_match: Tags
 ) -> Appended:
     try:
-        return await service.append_stream(tenant, session_id, request.stream(), op_id=key or new_id("op"), wait=wait)
+        return await service.append_stream(
+            tenant, session_id, request.stream(), op_id=key or new_id("op"), wait=wait, if_match=if_match
+        )
     except ClientDisconnect:
         raise ClientGone from None
 
 
 async def _append_json(
-    session_id: str, request: Request, service: Served, tenant: str, wait: Wait, key: str | None
+    session_id: str, request: Request, service: Served, tenant: str, wait: Wait, key: str | None, if_match: Tags
 ) -> Appended:
     body = await read_json(request, AppendBody, service.settings.max_json_bytes)
     op_id = one_operation_id(body.op_id, key) or new_id("op")
     answer = await service.append(
-        tenant, session_id, text=body.text, messages=chat(body.messages), op_id=op_id, wait=wait
+        tenant, session_id, text=body.text, messages=chat(body.messages), op_id=op_id, wait=wait, if_match=if_match
     )
     return answer.model_copy(update={"op_id": op_id})

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from server.bodies import read_json
 from server.middleware import note_of
-from server.routes.dependencies import ERRORS, Served, Tenant, documented
-from server.schemas import CreateSession, DeletedSession, PatchSession, SessionBody, SessionList
+from server.routes.dependencies import (
+    ERRORS,
+    IdempotencyKey,
+    IfMatch,
+    Served,
+    Tenant,
+    documented,
+    one_operation_id,
+    quoted,
+)
+from server.schemas import CreateSession, DeletedSession, ForkSession, PatchSession, SessionBody, SessionList
 from server.store.base import SessionRecord
 
 router = APIRouter(tags=["sessions"], responses=ERRORS)
 
-_ETAG = re.compile(r'"(\d{1,18})"')
-
 
 @router.post("/v1/sessions", status_code=201, openapi_extra=documented(CreateSession))
-async def create_session(request: Request, response: Response, service: Served, tenant: Tenant) -> SessionBody:
+async def create_session(
+    request: Request, response: Response, service: Served, tenant: Tenant, idempotency_key: IdempotencyKey = None
+) -> SessionBody:
     """Create a session."""
     body = await read_json(request, CreateSession, service.settings.max_json_bytes)
     record = await service.create_session(
@@ -29,10 +37,9 @@ async def create_session(request: Request, response: Response, service: Served, 
         system=body.system,
         metadata=body.metadata,
         ttl_seconds=body.ttl_seconds,
+        op_id=one_operation_id(body.op_id, idempotency_key),
     )
-    note_of(request).facts["session_id"] = record.id
-    response.headers["Location"] = f"/v1/sessions/{record.id}"
-    return _answer(service, record, response)
+    return made(request, response, service, record)
 
 
 @router.get("/v1/sessions")
@@ -61,7 +68,7 @@ async def update_session(
     response: Response,
     service: Served,
     tenant: Tenant,
-    if_match: Annotated[str | None, Header()] = None,
+    if_match: IfMatch,
 ) -> SessionBody:
     """Replace metadata, lifetime, or both."""
     body = await read_json(request, PatchSession, service.settings.max_json_bytes)
@@ -70,26 +77,48 @@ async def update_session(
         session_id,
         metadata=body.metadata if "metadata" in body.model_fields_set else None,
         ttl_seconds=body.ttl_seconds if "ttl_seconds" in body.model_fields_set else "keep",
-        if_versions=_versions(if_match),
+        if_match=if_match,
     )
     return _answer(service, record, response)
 
 
 @router.delete("/v1/sessions/{session_id}")
-async def delete_session(session_id: str, service: Served, tenant: Tenant) -> DeletedSession:
+async def delete_session(session_id: str, service: Served, tenant: Tenant, if_match: IfMatch) -> DeletedSession:
     """Delete a session and all that is stored of it."""
-    await service.delete_session(tenant, session_id)
+    await service.delete_session(tenant, session_id, if_match=if_match)
     return DeletedSession(id=session_id)
 
 
+@router.post("/v1/sessions/{session_id}/fork", status_code=201, openapi_extra=documented(ForkSession))
+async def fork_session(
+    session_id: str,
+    request: Request,
+    response: Response,
+    service: Served,
+    tenant: Tenant,
+    if_match: IfMatch,
+    idempotency_key: IdempotencyKey = None,
+) -> SessionBody:
+    """A new session with the same memory and its own future."""
+    body = await read_json(request, ForkSession, service.settings.max_json_bytes)
+    record = await service.fork_session(
+        tenant,
+        session_id,
+        metadata=body.metadata if "metadata" in body.model_fields_set else None,
+        ttl_seconds=body.ttl_seconds if "ttl_seconds" in body.model_fields_set else "keep",
+        if_match=if_match,
+        op_id=one_operation_id(body.op_id, idempotency_key),
+    )
+    return made(request, response, service, record)
+
+
+def made(request: Request, response: Response, service: Served, record: SessionRecord) -> SessionBody:
+    """The answer of whatever made a session."""
+    note_of(request).facts["session_id"] = record.id
+    response.headers["Location"] = f"/v1/sessions/{record.id}"
+    return _answer(service, record, response)
+
+
 def _answer(service: Served, record: SessionRecord, response: Response) -> SessionBody:
-    response.headers["ETag"] = f'"{record.version}"'
+    response.headers["ETag"] = quoted(record.etag)
     return SessionBody.of(record, service.pool.describe())
-
-
-def _versions(if_match: str | None) -> frozenset[int] | None:
-    """The versions an `If-Match` header names. Weak or foreign tags match nothing."""
-    if if_match is None or if_match.strip() == "*":
-        return None
-    tags = (_ETAG.fullmatch(tag.strip()) for tag in if_match.split(","))
-    return frozenset(int(tag[1]) for tag in tags if tag)

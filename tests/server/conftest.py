@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from server.settings import Settings, load
+from server.store.base import Store
 from server.store.embedded import EmbeddedStore
 from tests.server.scripted import RunningServer, ScriptedPool
 
@@ -31,8 +32,15 @@ async def pool() -> ScriptedPool:
 
 
 @pytest.fixture
-async def running(settings: Settings, pool: ScriptedPool) -> AsyncGenerator[RunningServer, None]:
-    server = RunningServer(settings, pool, EmbeddedStore(settings.data_dir))
+def store(settings: Settings, pool: ScriptedPool) -> Store:
+    """Opened by whatever runs on it."""
+    pool.store = EmbeddedStore(settings.data_dir)
+    return pool.store
+
+
+@pytest.fixture
+async def running(settings: Settings, pool: ScriptedPool, store: Store) -> AsyncGenerator[RunningServer, None]:
+    server = RunningServer(settings, pool, store)
     await server.start()
     yield server
     await server.stop()

@@ -7,12 +7,13 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from server.app import create_app
-from server.errors import ServerError
+from server.errors import Draining, ServerError
 from server.messages import (
     Answer,
     Append,
     Appended,
     Cancel,
+    Check,
     Done,
     Forget,
     Generate,
@@ -25,10 +26,11 @@ from server.messages import (
     LayerMemory,
     Ready,
     Remembered,
+    Resume,
 )
 from server.serving import DrainingServer, create_server
 from server.settings import Settings
-from server.store.base import Store
+from server.store.base import Finish, GenerationRecord, JournalEntry, Store
 
 SERVED = Ready(
     worker=0,
@@ -45,7 +47,10 @@ SERVED = Ready(
 
 @dataclass
 class ScriptedPool:
-    """Counts a character as a token. A generation sends `deltas`, each after `gate` lets it."""
+    """Counts a character as a token. A generation samples `deltas`, each after `gate` lets it, and none of them twice.
+
+    With a `store`, generations are recorded there.
+    """
 
     described: Ready | None = SERVED
     deltas: list[str] = field(default_factory=lambda: ["Hello", ", ", "world."])
@@ -57,10 +62,15 @@ class ScriptedPool:
     fail_append_at: Callable[[int], ServerError | None] = lambda _count: None
     fail_before: Exception | None = None
     fail_after_deltas: Exception | None = None
-    requests: list[Append | Generate | Cancel | Inspect | Forget] = field(default_factory=list)
+    fail_check: ServerError | None = None
+    cancel_found: bool = True
+    store: Store | None = None
+    requests: list[Append | Generate | Resume | Cancel | Inspect | Check | Forget] = field(default_factory=list)
     positions: dict[str, int] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
     seen: dict[tuple[str, str], Appended] = field(default_factory=dict)
+    begun: dict[tuple[str, str], str] = field(default_factory=dict)
+    sampled: dict[str, list[str]] = field(default_factory=dict)
     sent: int = 0
     stopped_with: float | None = None
 
@@ -72,8 +82,9 @@ class ScriptedPool:
         """Nothing to start."""
 
     async def stop(self, drain_seconds: float) -> None:
-        """Remember how long it was given."""
+        """Remember how long it was given, and break off what still waits."""
         self.stopped_with = drain_seconds
+        self.gate.set()
 
     @property
     def ready(self) -> bool:
@@ -89,7 +100,7 @@ class ScriptedPool:
         """The appends, in order."""
         return [request for request in self.requests if isinstance(request, Append)]
 
-    async def call(self, request: Append | Cancel | Inspect | Forget) -> Answer:
+    async def call(self, request: Append | Cancel | Inspect | Check | Forget) -> Answer:
         """Answer at once, or when `append_gate` opens."""
         self.requests.append(request)
         match request:
@@ -99,6 +110,10 @@ class ScriptedPool:
             case Cancel():
                 self.cancelled.add(request.generation_id)
                 self.gate.set()
+                return Done(found=self.cancel_found)
+            case Check():
+                if self.fail_check:
+                    raise self.fail_check
                 return Done()
             case Inspect():
                 return self._inspect(request)
@@ -123,8 +138,9 @@ class ScriptedPool:
             status="journaled" if request.wait == "journal" else "remembered",
             applied=True,
             state_bytes=4096,
+            etag=f"{len(self.appends)}-0123abcd",
         )
-        self.seen[key] = answer
+        self.seen[key] = answer.model_copy(update={"etag": None})
         self.appended.release()
         return answer
 
@@ -139,35 +155,76 @@ class ScriptedPool:
             remembered=(Remembered(position=4, text="the gate"),),
         )
 
-    async def stream(self, request: Generate) -> AsyncGenerator[GenerationEvent, None]:
+    async def stream(self, request: Generate | Resume) -> AsyncGenerator[GenerationEvent, None]:
         """Play the script."""
         self.requests.append(request)
         self.started.set()
         try:
             if self.fail_before:
                 raise self.fail_before
-            yield GenerationStarted(generation_id=request.generation_id, prompt_tokens=3)
-            text = ""
-            for index, delta in enumerate(self.deltas):
-                await self.gate.wait()
-                if request.generation_id in self.cancelled:
-                    break
-                text += delta
-                self.sent = index + 1
-                yield GenerationDelta(generation_id=request.generation_id, index=index, text=delta)
-            if self.fail_after_deltas:
-                raise self.fail_after_deltas
-            yield GenerationCompleted(
-                generation_id=request.generation_id,
-                text=text,
-                finish_reason="cancelled" if request.generation_id in self.cancelled else "stop",
-                prompt_tokens=3,
-                completion_tokens=self.sent,
-                context_tokens=10,
-                position=13,
-            )
+            if isinstance(request, Resume):
+                name, after = request.generation_id, request.after
+            else:
+                name, after = await self._begin(request), -1
+            async for number, event in self._play(name):
+                if number > after:
+                    yield event
         finally:
             self.closed.set()
+
+    async def _begin(self, request: Generate) -> str:
+        key = (request.session_id, request.op_id or request.generation_id)
+        name = self.begun.setdefault(key, request.generation_id)
+        if self.store and request.remember and name == request.generation_id:
+            await record_generation(self.store, request.session_id, name)
+        return name
+
+    async def _play(self, name: str) -> AsyncGenerator[tuple[int, GenerationEvent], None]:
+        yield 0, GenerationStarted(generation_id=name, prompt_tokens=3)
+        told = self.sampled.setdefault(name, [])
+        for index, delta in enumerate(self.deltas):
+            if index == len(told):
+                await self.gate.wait()
+                if name in self.cancelled:
+                    break
+                if self.stopped_with is not None:
+                    raise Draining("the server is shutting down")
+                told.append(delta)
+                self.sent += 1
+            yield index + 1, GenerationDelta(generation_id=name, index=index, text=delta)
+        if self.fail_after_deltas:
+            raise self.fail_after_deltas
+        yield (
+            len(told) + 1,
+            GenerationCompleted(
+                generation_id=name,
+                text="".join(told),
+                finish_reason="cancelled" if name in self.cancelled else "stop",
+                prompt_tokens=3,
+                completion_tokens=len(told),
+                context_tokens=10,
+                position=13,
+                etag="9-89abcdef",
+            ),
+        )
+
+
+async def record_generation(
+    store: Store, session_id: str, generation_id: str, finish: Finish | None = None
+) -> GenerationRecord:
+    """What a worker leaves in the store of a generation; the session stays as it is."""
+    head = await store.head(session_id)
+    record = GenerationRecord(
+        id=generation_id, session_id=session_id, request=b"", start=head.journaled, prompt_tokens=3, finish=finish
+    )
+    lease = await store.acquire(session_id, "tests/0/only", 60)
+    entry = JournalEntry(
+        lease, head.journaled, (), head.open_text, head.open_tokens, head.turn, begins=record, silent=True
+    )
+    outcomes = await store.journal([entry])
+    assert isinstance(outcomes[0], str), outcomes
+    await store.release(lease)
+    return record
 
 
 class RunningServer:

@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
 import pytest
 from structlog.testing import capture_logs
 
+from server.errors import StoreUnavailable
+from server.settings import Settings
+from server.store.base import Store
 from server.store.embedded import EmbeddedStore
 from tests.server.scripted import ScriptedPool
 
@@ -94,12 +98,85 @@ async def test_a_fault_of_ours_is_an_internal_error_without_its_text(
     assert "SECRET" not in str(lines) + answer.text
 
 
+class TestStoreOutOfReach:
+    """From before the start until `reachable`."""
+
+    @pytest.fixture
+    def reachable(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    @pytest.fixture
+    def store(self, settings: Settings, reachable: asyncio.Event, monkeypatch: pytest.MonkeyPatch) -> Store:
+        store = EmbeddedStore(settings.data_dir)
+        for name in (
+            "ping",
+            "create",
+            "get",
+            "list",
+            "update",
+            "delete",
+            "fork",
+            "load",
+            "claim",
+            "generation",
+            "sweep",
+        ):
+            monkeypatch.setattr(store, name, self.guarded(getattr(store, name), reachable))
+        return store
+
+    def guarded(self, call: Callable[..., Awaitable[Any]], reachable: asyncio.Event) -> Callable[..., Awaitable[Any]]:
+        async def instead(*args: Any, **kwargs: Any) -> Any:
+            if not reachable.is_set():
+                raise StoreUnavailable("the store does not answer")
+            return await call(*args, **kwargs)
+
+        return instead
+
+    async def test_everything_says_so_until_it_is_back(
+        self, http: httpx2.AsyncClient, reachable: asyncio.Event
+    ) -> None:
+        url, generation = "/v1/sessions/sess_" + "0" * 32, "/v1/generations/gen_" + "0" * 32
+        answers = [
+            await http.get("/readyz"),
+            await http.post("/v1/sessions"),
+            await http.post("/v1/sessions", json={"op_id": "k", "system": "x"}),
+            await http.get("/v1/sessions"),
+            await http.get(url),
+            await http.patch(url, json={"metadata": {}}),
+            await http.delete(url),
+            await http.post(url + "/segments", json={"text": "a"}),
+            await http.post(url + "/segments", content=b"a", headers={"Content-Type": "text/plain"}),
+            await http.post(url + "/generate", json={}),
+            await http.post(url + "/generate", json={"stream": True}),
+            await http.post(url + "/fork", json={"op_id": "k"}),
+            await http.get(url + "/export"),
+            await http.get(url + "/memory"),
+            await http.get(generation + "/events"),
+            await http.post(generation + "/cancel"),
+        ]
+        for answer in answers:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert (await http.get("/healthz")).status_code == 200
+        reachable.set()
+        assert (await http.get("/readyz")).status_code == 200
+        assert (await http.post("/v1/sessions", json={"op_id": "k", "system": "x"})).status_code == 201
+
+
 async def test_schema_resolves_all_its_references(http: httpx2.AsyncClient) -> None:
     schema = (await http.get("/openapi.json")).json()
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
     assert names <= schema["components"]["schemas"].keys()
     assert "text/plain" in schema["paths"]["/v1/sessions/{session_id}/segments"]["post"]["requestBody"]["content"]
-    assert {"GenerateBody", "GenerationBody", "MessageBody"} <= names
+    assert {"ForkSession", "GenerateBody", "GenerationBody", "MessageBody"} <= names
+    importing = schema["paths"]["/v1/sessions/import"]["post"]
+    assert "application/octet-stream" in importing["requestBody"]["content"]
+    assert {field["name"] for field in importing["parameters"]} == {"ttl_seconds", "op_id", "idempotency-key"}
+    for path, media_type in (
+        ("/v1/sessions/{session_id}/export", "application/octet-stream"),
+        ("/v1/generations/{generation_id}/events", "text/event-stream"),
+    ):
+        assert list(schema["paths"][path]["get"]["responses"]["200"]["content"]) == [media_type]
 
 
 class TestKeys:

@@ -2,11 +2,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from typer.testing import CliRunner
 
+import server.cli
 from server.cli import main
+from server.settings import Settings
+from server.store.base import Store
+from server.store.embedded import EmbeddedStore
+from tests.server.scripted import ScriptedPool
 
 
 @pytest.fixture
@@ -43,6 +50,56 @@ def test_wrong_settings_are_explained() -> None:
     assert result.exit_code == 2
     assert "PALIMPSEST_PORT: " in result.output
     assert "PALIMPSEST_MEMORY: " in result.output
+
+
+class Begun(Exception):
+    """Stands for a server that runs."""
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Store]]:
+    """What `serve` would open: the address of each store it makes. Nothing listens; it ends with `Begun`."""
+    made: list[tuple[str, Store]] = []
+
+    def make(settings: Settings) -> Store:
+        made.append((settings.store, EmbeddedStore(settings.data_dir)))
+        return made[-1][1]
+
+    def create(_settings: Settings, app: FastAPI, _announce: object) -> None:
+        assert app.state.service.store is made[-1][1]
+        raise Begun
+
+    monkeypatch.setattr(server.cli, "create_store", make)
+    monkeypatch.setattr(server.cli, "create_server", create)
+    monkeypatch.setattr(server.cli, "configure_logs", lambda _settings: None)
+    monkeypatch.setattr(server.cli, "LocalPool", lambda *_, **__: ScriptedPool())
+    monkeypatch.setenv("PALIMPSEST_DATA_DIR", str(tmp_path))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "address", "shown"),
+    [
+        ([], "embedded", "embedded"),
+        (["--store", "redis://localhost:1/0"], "redis://localhost:1/0", "redis://localhost:1/0"),
+        (["--store", "redis://u:SE/C@RET@host:1/0"], "redis://u:SE/C@RET@host:1/0", "redis://host:1/0"),
+    ],
+)
+def test_serve_opens_the_store_it_is_told(
+    stores: list[tuple[str, Store]], options: list[str], address: str, shown: str
+) -> None:
+    result = CliRunner().invoke(main, ["serve", *options])
+    assert isinstance(result.exception, Begun)
+    assert [made for made, _ in stores] == [address]
+    assert shown in result.output
+    assert "RET" not in result.output
+
+
+@pytest.mark.parametrize("address", ["mysql://localhost", "redis:", "nothing"])
+def test_other_stores_are_refused(address: str) -> None:
+    result = CliRunner().invoke(main, ["serve", "--store", address])
+    assert result.exit_code == 2
+    assert "PALIMPSEST_STORE: " in result.output
 
 
 def test_the_http_process_loads_no_torch() -> None:

@@ -81,7 +81,7 @@ class TestImpatience:
     def overrides(self) -> dict[str, Any]:
         return {"drain_seconds": 0.3}
 
-    async def test_the_drain_has_an_end(
+    async def test_the_drain_has_an_end_and_what_breaks_off_says_so(
         self, running: RunningServer, http: httpx2.AsyncClient, pool: ScriptedPool, session_id: str
     ) -> None:
         pool.gate.clear()
@@ -91,7 +91,8 @@ class TestImpatience:
             await anext(lines)
             await running.stop()
             rest = "".join([line async for line in lines])
-        assert '"finish_reason": "cancelled"' in rest
+        assert "event: error" in rest
+        assert '"code": "draining"' in rest
         assert pool.stopped_with == 0
         assert time.monotonic() - began < 4
 

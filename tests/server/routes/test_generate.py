@@ -7,10 +7,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from server.errors import SessionBusy, WorkerLost
+from server.errors import PreconditionFailed, SessionBusy, SessionHeld, WorkerLost
 from server.event_stream import Event, EventStream
-from server.messages import Cancel, Generate, SamplingParams
-from tests.server.scripted import RunningServer, ScriptedPool
+from server.messages import Cancel, Generate, Resume, SamplingParams
+from server.store.base import Finish, Store
+from tests.server.scripted import RunningServer, ScriptedPool, record_generation
 
 
 @pytest.fixture
@@ -24,8 +25,20 @@ def events_of(text: str) -> list[tuple[str, str, Any]]:
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
         if fields:
-            events.append((fields["event"], fields["id"], json.loads(fields["data"])))
+            events.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
     return events
+
+
+async def interrupted(
+    http: httpx2.AsyncClient, pool: ScriptedPool, url: str, body: dict[str, Any] | None = None
+) -> str:
+    """Begin a generation and go away; its id."""
+    async with http.stream("POST", url, json={"stream": True} | (body or {})) as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        name = json.loads((await anext(lines)).removeprefix("data: "))["generation_id"]
+    await settled(pool.closed)
+    return str(name)
 
 
 async def settled(event: asyncio.Event) -> None:
@@ -199,7 +212,166 @@ async def test_cancel_stops_a_running_generation(http: httpx2.AsyncClient, pool:
         assert cancelled.json() == {"id": generation_id, "object": "generation.cancelled", "cancelled": True}
         rest = "\n".join([line async for line in lines])
     assert '"finish_reason": "cancelled"' in rest
+    pool.cancel_found = False
     assert (await http.post(f"/v1/generations/{generation_id}/cancel")).status_code == 404
+
+
+async def test_the_whole_answer_has_the_etag_behind_it(http: httpx2.AsyncClient, pool: ScriptedPool, url: str) -> None:
+    answer = await http.post(url, json={"prompt": "a"}, headers={"If-Match": '"1-0123abcd"'})
+    assert answer.headers["etag"] == '"9-89abcdef"'
+    request = pool.requests[-1]
+    assert isinstance(request, Generate)
+    assert request.if_match == frozenset({"1-0123abcd"})
+    assert request.op_id is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stale_tag_is_refused(http: httpx2.AsyncClient, pool: ScriptedPool, url: str, stream: bool) -> None:
+    pool.fail_before = PreconditionFailed("the session has changed since")
+    answer = await http.post(url, json={"stream": stream}, headers={"If-Match": '"1-0123abcd"'})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (412, "precondition_failed")
+
+
+@pytest.mark.parametrize("how", ["field", "header"])
+async def test_a_repeat_is_told_under_the_first_id(
+    http: httpx2.AsyncClient, pool: ScriptedPool, url: str, how: str
+) -> None:
+    body = {"prompt": "a"} | ({"op_id": "k"} if how == "field" else {})
+    headers = {"Idempotency-Key": "k"} if how == "header" else {}
+    first = await http.post(url, json=body, headers=headers)
+    again = await http.post(url, json=body | {"stream": True}, headers=headers)
+    events = events_of(again.text)
+    assert events[-1][2]["generation"] == first.json()
+    assert {identity.partition(":")[0] for _, identity, _ in events} == {first.json()["id"]}
+    assert pool.sent == len(pool.deltas)
+    both = await http.post(url, json={"op_id": "k"}, headers={"Idempotency-Key": "j"})
+    assert (both.status_code, both.json()["error"]["param"]) == (422, "op_id")
+
+
+async def test_a_repeat_that_runs_is_cancelled_by_its_first_id(
+    http: httpx2.AsyncClient, pool: ScriptedPool, url: str
+) -> None:
+    pool.gate.clear()
+    first = await interrupted(http, pool, url, {"op_id": "k"})
+    async with http.stream("POST", url, json={"op_id": "k", "stream": True}) as answer:
+        lines = answer.aiter_lines()
+        await anext(lines)
+        assert (await http.post(f"/v1/generations/{first}/cancel")).status_code == 200
+        rest = [line async for line in lines]
+    assert "event: generation.completed" in rest
+
+
+class TestResume:
+    async def test_it_tells_what_is_missing_and_samples_nothing_twice(
+        self, http: httpx2.AsyncClient, pool: ScriptedPool, url: str, session_id: str
+    ) -> None:
+        whole = events_of((await http.post(url, json={"stream": True})).text)
+        name = whole[0][2]["generation_id"]
+        address = f"/v1/generations/{name}/events"
+        assert events_of((await http.get(address)).text) == whole
+        for number in range(4):
+            by_header = await http.get(address, headers={"Last-Event-ID": f"{name}:{number}"})
+            by_query = await http.get(address, params={"after": number})
+            newer = await http.get(address, params={"after": 0}, headers={"Last-Event-ID": f"{name}:{number}"})
+            assert by_header.headers["content-type"].startswith("text/event-stream")
+            for answer in (by_header, by_query, newer):
+                assert events_of(answer.text) == whole[number + 1 :]
+        assert pool.sent == len(pool.deltas)
+        request = pool.requests[-1]
+        assert isinstance(request, Resume)
+        assert (request.session_id, request.after) == (session_id, 3)
+
+    async def test_one_that_broke_off_goes_on(self, http: httpx2.AsyncClient, pool: ScriptedPool, url: str) -> None:
+        pool.gate.clear()
+        name = await interrupted(http, pool, url)
+        pool.gate.set()
+        events = events_of((await http.get(f"/v1/generations/{name}/events", params={"after": 0})).text)
+        assert [identity for _, identity, _ in events] == [f"{name}:{number}" for number in range(1, 5)]
+        assert events[-1][2]["generation"]["text"] == "Hello, world."
+
+    async def test_going_away_interrupts_again(
+        self, running: RunningServer, http: httpx2.AsyncClient, pool: ScriptedPool, url: str
+    ) -> None:
+        pool.gate.clear()
+        name = await interrupted(http, pool, url)
+        pool.closed.clear()
+        async with http.stream("GET", f"/v1/generations/{name}/events") as answer:
+            assert await anext(answer.aiter_lines()) == "event: generation.started"
+            assert not pool.closed.is_set()
+        await settled(pool.closed)
+        assert await running.app.state.service.wait_idle(5)
+
+    async def test_an_error_has_no_number(self, http: httpx2.AsyncClient, pool: ScriptedPool, url: str) -> None:
+        pool.fail_after_deltas = WorkerLost("the worker died")
+        broken = events_of((await http.post(url, json={"stream": True})).text)
+        assert [name for name, _, _ in broken[-2:]] == ["generation.delta", "error"]
+        assert broken[-1][1] == ""
+        pool.fail_after_deltas = None
+        last = broken[-2][1]
+        address = f"/v1/generations/{last.partition(':')[0]}/events"
+        rest = events_of((await http.get(address, headers={"Last-Event-ID": last})).text)
+        assert [name for name, _, _ in rest] == ["generation.completed"]
+
+    async def test_what_goes_wrong_first_has_its_status(
+        self, http: httpx2.AsyncClient, pool: ScriptedPool, url: str
+    ) -> None:
+        name = (await http.post(url, json={})).json()["id"]
+        for failure, status in ((SessionBusy("busy"), 409), (SessionHeld("held"), 503), (RuntimeError("secret"), 500)):
+            pool.fail_before = failure
+            answer = await http.get(f"/v1/generations/{name}/events")
+            assert answer.status_code == status
+            assert ("retry-after" in answer.headers) == (status != 500)
+            assert "secret" not in answer.text
+
+    async def test_unknown_ones_are_not_found(self, http: httpx2.AsyncClient, pool: ScriptedPool, url: str) -> None:
+        forgotten = (await http.post(url, json={"remember": False})).json()["id"]
+        asked = len(pool.requests)
+        for name in (forgotten, "gen_" + "0" * 32, "gen_1", "sess_" + "0" * 32, "%00"):
+            answer = await http.get(f"/v1/generations/{name}/events")
+            assert (answer.status_code, answer.json()["error"]["param"]) == (404, "generation_id")
+            assert "remember=false" in answer.json()["error"]["message"]
+        assert len(pool.requests) == asked
+
+    @pytest.mark.parametrize("last", ["7", "{name}", "{name}:", "{name}:-1", "{name}:x", "gen_1:7", "{name}:1:", ""])
+    async def test_other_ids_are_refused(self, http: httpx2.AsyncClient, url: str, last: str) -> None:
+        name = (await http.post(url, json={})).json()["id"]
+        headers = {"Last-Event-ID": last.format(name=name)}
+        answer = await http.get(f"/v1/generations/{name}/events", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "last-event-id")
+
+    @pytest.mark.parametrize("after", ["-2", "x", str(1 << 31)])
+    async def test_bad_numbers_are_refused(self, http: httpx2.AsyncClient, url: str, after: str) -> None:
+        name = (await http.post(url, json={})).json()["id"]
+        answer = await http.get(f"/v1/generations/{name}/events", params={"after": after})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "after")
+
+    async def test_one_that_broke_off_can_be_cancelled_and_one_that_ended_cannot(
+        self, http: httpx2.AsyncClient, pool: ScriptedPool, store: Store, url: str, session_id: str
+    ) -> None:
+        pool.gate.clear()
+        name = await interrupted(http, pool, url)
+        assert (await http.post(f"/v1/generations/{name}/cancel")).status_code == 200
+        assert pool.requests[-1] == Cancel(session_id=session_id, generation_id=name)
+        ended = "gen_" + "e" * 32
+        await record_generation(store, session_id, ended, Finish("stop", 0, 0))
+        assert (await http.post(f"/v1/generations/{ended}/cancel")).status_code == 404
+        assert pool.requests[-1] == Cancel(session_id=session_id, generation_id=name)
+
+
+class TestKeys:
+    @pytest.fixture
+    def overrides(self) -> dict[str, Any]:
+        return {"api_keys": {"key-a": "a", "key-b": "b"}}
+
+    async def test_generations_are_their_tenants(self, http: httpx2.AsyncClient) -> None:
+        a, b = ({"Authorization": f"Bearer key-{name}"} for name in "ab")
+        session = (await http.post("/v1/sessions", headers=a)).headers["location"]
+        name = (await http.post(session + "/generate", json={}, headers=a)).json()["id"]
+        assert (await http.get(f"/v1/generations/{name}/events", headers=a)).status_code == 200
+        theirs = await http.get(f"/v1/generations/{name}/events", headers=b)
+        nobodys = await http.get(f"/v1/generations/gen_{'0' * 32}/events", headers=b)
+        assert (theirs.status_code, theirs.json()) == (404, nobodys.json())
+        assert (await http.post(f"/v1/generations/{name}/cancel", headers=b)).status_code == 404
 
 
 async def test_unknown_generations_cannot_be_cancelled(http: httpx2.AsyncClient, pool: ScriptedPool) -> None:
@@ -222,12 +394,12 @@ class TestSlowReader:
         assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_pings_fill_the_silence() -> None:
+async def test_pings_fill_the_silence_also_before_the_first_event() -> None:
     gate, sent = asyncio.Event(), []
 
     async def events() -> Any:
         await gate.wait()
-        yield Event("late", "{}")
+        yield Event("late", "{}", "gen_1:0")
 
     async def send(message: Any) -> None:
         sent.append(message.get("body"))
@@ -237,7 +409,7 @@ async def test_pings_fill_the_silence() -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    stream = EventStream("gen_1", events(), ping_seconds=0.01, send_seconds=1)
+    stream = EventStream(events(), ping_seconds=0.01, status_seconds=0.01, send_seconds=1)
     await stream({"type": "http"}, receive, send)
     assert sent[1:4] == [b": ping\n\n"] * 3
     assert sent[-2:] == [b"event: late\ndata: {}\nid: gen_1:0\n\n", b""]

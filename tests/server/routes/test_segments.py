@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from server.errors import Overloaded
+from server.errors import Overloaded, PreconditionFailed
 from server.pieces import PIECE_CHARACTERS
 from tests.server.scripted import RunningServer, ScriptedPool
 
@@ -54,6 +54,38 @@ async def test_idempotency_key_is_the_operation_id(http: httpx2.AsyncClient, poo
         assert (answer.json()["op_id"], answer.json()["position"]) == ("k", 3)
     differing = await http.post(url, json={"text": "a", "op_id": "j"}, headers={"Idempotency-Key": "k"})
     assert (differing.status_code, differing.json()["error"]["param"]) == (422, "op_id")
+
+
+async def test_the_answer_has_the_new_etag_and_a_repeat_has_none(http: httpx2.AsyncClient, url: str) -> None:
+    first = await http.post(url, json={"text": "abc", "op_id": "k"})
+    assert first.headers["etag"] == '"1-0123abcd"'
+    assert "etag" not in (await http.post(url, json={"text": "abc", "op_id": "k"})).headers
+
+
+async def test_if_match_goes_with_the_text(http: httpx2.AsyncClient, pool: ScriptedPool, url: str) -> None:
+    await http.post(url, json={"text": "a"}, headers={"If-Match": '"1-0123abcd", "2-89abcdef"'})
+    await http.post(url, json={"text": "a"}, headers={"If-Match": "*"})
+    await http.post(url, json={"text": "a"}, headers={"If-Match": '"nonsense"'})
+    long = ("a" * 2 * PIECE_CHARACTERS).encode()
+    answer = await http.post(url, content=long, headers=TEXT | {"If-Match": '"1-0123abcd"'})
+    # Its own first piece is what makes the tag stale for the second.
+    assert [append.if_match for append in pool.appends] == [
+        {"1-0123abcd", "2-89abcdef"},
+        None,
+        frozenset(),
+        {"1-0123abcd"},
+        None,
+    ]
+    assert answer.headers["etag"] == '"5-0123abcd"'
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+async def test_a_stale_tag_is_refused(http: httpx2.AsyncClient, pool: ScriptedPool, url: str, kind: str) -> None:
+    pool.fail_append_at = lambda _count: PreconditionFailed("the session has changed since")
+    headers = {"If-Match": '"1-0123abcd"'}
+    body: dict[str, Any] = {"json": {"text": "a"}} if kind == "json" else {"content": b"a"}
+    answer = await http.post(url, headers=headers if kind == "json" else headers | TEXT, **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (412, "precondition_failed")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
 import pytest
 
-from server.errors import WorkerLost
+from server.errors import InvalidRequest, StoreUnavailable, WorkerLost
 from server.messages import Append, Forget
+from server.store.base import JournalEntry, Store
 from tests.server.scripted import ScriptedPool
 
 UNKNOWN = "sess_" + "0" * 32
+
+
+def broken(call: Callable[..., Awaitable[Any]], *, done: bool) -> Callable[..., Awaitable[Any]]:
+    """Fails as if the store were out of reach, before or after it was done."""
+
+    async def instead(*args: Any, **kwargs: Any) -> Any:
+        if done:
+            await call(*args, **kwargs)
+        raise StoreUnavailable("the store does not answer")
+
+    return instead
 
 
 async def test_create_answers_the_session_and_where_it_is(http: httpx2.AsyncClient) -> None:
@@ -19,7 +33,7 @@ async def test_create_answers_the_session_and_where_it_is(http: httpx2.AsyncClie
     assert answer.status_code == 201
     assert re.fullmatch(r"sess_[0-9a-f]{32}", body["id"])
     assert answer.headers["location"] == f"/v1/sessions/{body['id']}"
-    assert answer.headers["etag"] == '"1"'
+    assert re.fullmatch(r'"1-[0-9a-f]{8}"', answer.headers["etag"])
     assert body["object"] == "session"
     assert (body["model"], body["memory"], body["state_bytes"], body["position"]) == ("tiny/scripted", "slots", 4096, 0)
     assert body["metadata"] == {"book": "Ä\u0000"}
@@ -45,6 +59,7 @@ async def test_a_system_that_cannot_be_taken_leaves_no_session(http: httpx2.Asyn
     pool.fail_append_at = lambda _count: WorkerLost("the worker died")
     assert (await http.post("/v1/sessions", json={"system": "Be brief."})).status_code == 503
     assert (await http.get("/v1/sessions")).json()["data"] == []
+    assert isinstance(pool.requests[-1], Forget)
 
 
 @pytest.mark.parametrize("name", ["model", "memory"])
@@ -123,13 +138,204 @@ async def test_patch_of_nothing_is_refused(http: httpx2.AsyncClient, session_id:
 
 
 @pytest.mark.parametrize(
-    ("tag", "status"), [('"1"', 200), ("*", 200), ('"7", "1"', 200), ('"2"', 412), ('W/"1"', 412), ("1", 412)]
+    ("tag", "status"),
+    [
+        ('"{now}"', 200),
+        ("*", 200),
+        ('"7-01234567", "{now}"', 200),
+        ('"1-00000000"', 412),
+        ('W/"{now}"', 412),
+        ("{now}", 412),
+        ('"1"', 412),
+        ("", 412),
+    ],
 )
-async def test_patch_honours_if_match(http: httpx2.AsyncClient, session_id: str, tag: str, status: int) -> None:
+@pytest.mark.parametrize("method", ["PATCH", "DELETE", "POST"])
+async def test_if_match_decides_whether_anything_happens(
+    http: httpx2.AsyncClient, session_id: str, method: str, tag: str, status: int
+) -> None:
     url = f"/v1/sessions/{session_id}"
-    answer = await http.patch(url, json={"metadata": {"a": "b"}}, headers={"If-Match": tag})
-    assert answer.status_code == status
-    assert (await http.get(url)).json()["metadata"] == ({"a": "b"} if status == 200 else {})
+    now = (await http.get(url)).headers["etag"].strip('"')
+    body: dict[str, Any] = {} if method == "DELETE" else {"json": {"metadata": {"a": "b"}}}
+    answer = await http.request(
+        method, url + ("/fork" if method == "POST" else ""), headers={"If-Match": tag.format(now=now)}, **body
+    )
+    if status == 412:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (412, "precondition_failed")
+        assert [one["metadata"] for one in (await http.get("/v1/sessions")).json()["data"]] == [{}]
+    else:
+        assert answer.is_success
+        assert {} not in [
+            one["metadata"] for one in (await http.get("/v1/sessions", params={"limit": 1})).json()["data"]
+        ]
+
+
+async def test_every_change_has_a_new_etag_and_answers_agree_on_it(http: httpx2.AsyncClient) -> None:
+    made = await http.post("/v1/sessions")
+    url = made.headers["location"]
+    assert (await http.get(url)).headers["etag"] == made.headers["etag"]
+    patched = await http.patch(url, json={"metadata": {"a": "b"}}, headers={"If-Match": made.headers["etag"]})
+    assert patched.headers["etag"] != made.headers["etag"]
+    stale = await http.patch(url, json={"metadata": {}}, headers={"If-Match": made.headers["etag"]})
+    assert stale.status_code == 412
+    assert (await http.get(url)).headers["etag"] == patched.headers["etag"]
+
+
+class TestIdempotency:
+    """Of what makes a session."""
+
+    async def everything(self, http: httpx2.AsyncClient) -> list[str]:
+        return [one["id"] for one in (await http.get("/v1/sessions")).json()["data"]]
+
+    @pytest.mark.parametrize("how", ["field", "header"])
+    async def test_a_repeat_gets_the_first_answer(self, http: httpx2.AsyncClient, pool: ScriptedPool, how: str) -> None:
+        body: dict[str, Any] = {"system": "Be brief.", "metadata": {"a": "ä"}, "ttl_seconds": 60}
+        headers = {"Idempotency-Key": "k"} if how == "header" else {}
+        body |= {} if how == "header" else {"op_id": "k"}
+        first = await http.post("/v1/sessions", json=body, headers=headers)
+        await http.patch(first.headers["location"], json={"metadata": {"a": "changed"}})
+        again = await http.post("/v1/sessions", json=body, headers=headers)
+        assert (again.status_code, again.json()) == (201, first.json())
+        for name in ("etag", "location"):
+            assert again.headers[name] == first.headers[name]
+        assert await self.everything(http) == [first.json()["id"]]
+        assert len(pool.appends) == 1
+
+    async def test_another_body_or_two_ids_are_refused(self, http: httpx2.AsyncClient) -> None:
+        await http.post("/v1/sessions", json={"op_id": "k"})
+        other = await http.post("/v1/sessions", json={"op_id": "k", "system": "x"})
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "op_id_reused")
+        both = await http.post("/v1/sessions", json={"op_id": "k"}, headers={"Idempotency-Key": "j"})
+        assert (both.status_code, both.json()["error"]["param"]) == (422, "op_id")
+        assert (await http.post("/v1/sessions", json={"op_id": "two words"})).json()["error"]["param"] == "op_id"
+        assert len(await self.everything(http)) == 1
+
+    async def test_two_at_the_same_time_make_one(self, http: httpx2.AsyncClient, pool: ScriptedPool) -> None:
+        pool.append_gate.clear()
+        body = {"op_id": "k", "system": "Be brief."}
+        async with asyncio.TaskGroup() as group:
+            twins = [group.create_task(http.post("/v1/sessions", json=body)) for _ in range(4)]
+            await asyncio.sleep(0.2)
+            assert len(pool.appends) == 4
+            pool.append_gate.set()
+        answers = [twin.result() for twin in twins]
+        assert [answer.status_code for answer in answers] == [201] * 4
+        assert len({(answer.text, answer.headers["etag"]) for answer in answers}) == 1
+        assert await self.everything(http) == [answers[0].json()["id"]]
+
+    @pytest.mark.parametrize("step", ["create", "append", "get", "settle"])
+    @pytest.mark.parametrize("done", [False, True])
+    async def test_a_repeat_finishes_what_broke_off(
+        self,
+        http: httpx2.AsyncClient,
+        pool: ScriptedPool,
+        store: Store,
+        monkeypatch: pytest.MonkeyPatch,
+        step: str,
+        done: bool,
+    ) -> None:
+        with monkeypatch.context() as patch:
+            owner, name = (pool, "call") if step == "append" else (store, step)
+            patch.setattr(owner, name, broken(getattr(owner, name), done=done))
+            body = {"op_id": "k", "system": "Be brief."}
+            first = await http.post("/v1/sessions", json=body)
+            assert (first.status_code, first.json()["error"]["code"]) == (503, "store_unavailable")
+        for _ in range(2):
+            again = await http.post("/v1/sessions", json=body)
+            assert again.status_code == 201
+            assert await self.everything(http) == [again.json()["id"]]
+        assert len(pool.seen) == 1
+
+    async def test_a_refused_system_leaves_nothing_and_blocks_nobody(
+        self, http: httpx2.AsyncClient, pool: ScriptedPool
+    ) -> None:
+        pool.fail_append_at = lambda count: InvalidRequest("the template has no system role") if count < 3 else None
+        body = {"op_id": "k", "system": "x"}
+        for _ in range(2):
+            assert (await http.post("/v1/sessions", json=body)).status_code == 422
+            assert await self.everything(http) == []
+        assert [type(request) for request in pool.requests] == [Append, Forget] * 2
+        assert (await http.post("/v1/sessions", json=body)).status_code == 201
+        assert len(await self.everything(http)) == 1
+
+    async def test_kinds_do_not_share_ids(self, http: httpx2.AsyncClient, session_id: str) -> None:
+        made = await http.post("/v1/sessions", json={"op_id": "k"})
+        forked = await http.post(f"/v1/sessions/{session_id}/fork", json={"op_id": "k"})
+        assert (made.status_code, forked.status_code) == (201, 201)
+        assert made.json()["id"] != forked.json()["id"]
+
+
+class TestTenants:
+    @pytest.fixture
+    def overrides(self) -> dict[str, Any]:
+        return {"api_keys": {"key-a": "a", "key-b": "b"}}
+
+    async def test_operation_ids_are_a_tenants_own(self, http: httpx2.AsyncClient) -> None:
+        a, b = ({"Authorization": f"Bearer key-{name}"} for name in "ab")
+        made = [await http.post("/v1/sessions", json={"op_id": "k", "ttl_seconds": 60}, headers=a)]
+        made.append(await http.post("/v1/sessions", json={"op_id": "k"}, headers=b))
+        assert [answer.status_code for answer in made] == [201, 201]
+        url = made[0].headers["location"]
+        assert (await http.post(url + "/fork", headers=b)).status_code == 404
+        assert (await http.post(url + "/fork", headers=a)).status_code == 201
+
+
+class TestFork:
+    async def test_the_child_is_as_the_parent_until_told_otherwise(
+        self, http: httpx2.AsyncClient, store: Store
+    ) -> None:
+        made = await http.post("/v1/sessions", json={"metadata": {"book": "one"}, "ttl_seconds": 60})
+        url, parent = made.headers["location"], made.json()["id"]
+        lease = await store.acquire(parent, "tests/0/only", 60)
+        await store.journal([JournalEntry(lease, 0, [1, 2, 3], "op", 1, "none")])
+        child = await http.post(url + "/fork")
+        body = child.json()
+        assert child.status_code == 201
+        assert child.headers["location"] == f"/v1/sessions/{body['id']}"
+        assert body["id"] != parent
+        assert (body["position"], body["metadata"]) == (4, {"book": "one"})
+        assert body["expires_at"] is not None
+        assert (await http.get(child.headers["location"])).headers["etag"] == child.headers["etag"]
+        other = (await http.post(url + "/fork", json={"metadata": {}, "ttl_seconds": None})).json()
+        assert (other["metadata"], other["expires_at"]) == ({}, None)
+        assert list((await store.load(body["id"])).tail) == [1, 2, 3]
+
+    async def test_it_works_while_the_parent_generates_and_no_worker_is_asked(
+        self, http: httpx2.AsyncClient, pool: ScriptedPool, session_id: str
+    ) -> None:
+        pool.gate.clear()
+        async with http.stream("POST", f"/v1/sessions/{session_id}/generate", json={"stream": True}) as answer:
+            await anext(answer.aiter_lines())
+            asked = list(pool.requests)
+            assert (await http.post(f"/v1/sessions/{session_id}/fork")).status_code == 201
+            assert pool.requests == asked
+
+    async def test_a_repeat_gets_the_first_answer_whatever_became_of_the_parent(
+        self, http: httpx2.AsyncClient, store: Store, session_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        url = f"/v1/sessions/{session_id}"
+        tag = {"If-Match": (await http.get(url)).headers["etag"], "Idempotency-Key": "k"}
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "settle", broken(store.settle, done=False))
+            assert (await http.post(url + "/fork", headers=tag)).status_code == 503
+        await http.patch(url, json={"metadata": {"moved": "on"}})
+        first = await http.post(url + "/fork", headers=tag)
+        assert (first.status_code, first.json()["metadata"]) == (201, {})
+        await http.delete(url)
+        again = await http.post(url + "/fork", headers=tag)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert len((await http.get("/v1/sessions")).json()["data"]) == 1
+
+    async def test_a_stale_tag_does_not_use_the_key_up(self, http: httpx2.AsyncClient, session_id: str) -> None:
+        url, key = f"/v1/sessions/{session_id}", {"Idempotency-Key": "k"}
+        assert (await http.post(url + "/fork", headers=key | {"If-Match": '"7-00000000"'})).status_code == 412
+        fresh = (await http.get(url)).headers["etag"]
+        assert (await http.post(url + "/fork", headers=key | {"If-Match": fresh})).status_code == 201
+
+    @pytest.mark.parametrize("body", [{"metadata": None}, {"ttl_seconds": 0}, {"system": "x"}])
+    async def test_bad_fields_are_named(self, http: httpx2.AsyncClient, session_id: str, body: dict[str, Any]) -> None:
+        answer = await http.post(f"/v1/sessions/{session_id}/fork", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, next(iter(body)))
 
 
 async def test_delete_forgets_everywhere(http: httpx2.AsyncClient, pool: ScriptedPool, session_id: str) -> None:
@@ -151,6 +357,8 @@ async def test_unknown_sessions_are_not_found_anywhere(http: httpx2.AsyncClient,
         await http.post(url + "/segments", content=b"a", headers={"Content-Type": "text/plain"}),
         await http.post(url + "/generate", json={}),
         await http.post(url + "/generate", json={"stream": True}),
+        await http.post(url + "/fork"),
+        await http.get(url + "/export"),
         await http.get(url + "/memory"),
     ):
         assert answer.status_code == 404

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx2
 import msgpack
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -12,7 +13,8 @@ from websockets.exceptions import ConnectionClosed
 
 from server.errors import SessionBusy
 from server.messages import Generate
-from tests.server.scripted import RunningServer, ScriptedPool
+from server.store.base import Store
+from tests.server.scripted import RunningServer, ScriptedPool, record_generation
 
 JSON, MSGPACK = "palimpsest.v1+json", "palimpsest.v1+msgpack"
 
@@ -79,6 +81,52 @@ async def test_append_and_generate(talk: Talk, pool: ScriptedPool, session_id: s
     assert (request.sampling.max_tokens, request.sampling.stop) == (5, ("\n",))
 
 
+async def test_a_generation_is_idempotent_and_can_be_taken_up(talk: Talk, pool: ScriptedPool, session_id: str) -> None:
+    await talk.send(type="generate", op_id="g", prompt="Say it.")
+    first = await talk.until("generation.completed")
+    name = first[0]["generation_id"]
+    await talk.send(type="generate", op_id="g", prompt="Say it.")
+    assert await talk.until("generation.completed") == first
+    await talk.send(type="resume", generation_id=name, op_id="g")
+    assert await talk.until("generation.completed") == first
+    await talk.send(type="resume", generation_id=name, after=2)
+    told = await talk.until("generation.completed")
+    assert [record.get("index") for record in told] == [2, None]
+    assert "op_id" not in told[-1]
+    assert pool.sent == len(pool.deltas)
+
+
+async def test_a_generation_that_broke_off_with_the_socket_goes_on_in_another(
+    running: RunningServer, session_id: str, pool: ScriptedPool
+) -> None:
+    pool.gate.clear()
+    async with dial(running, session_id) as socket:
+        talk = Talk(socket)
+        await talk.send(type="generate")
+        started = (await talk.until("generation.started"))[-1]
+    async with asyncio.timeout(5):
+        await pool.closed.wait()
+    pool.gate.set()
+    async with dial(running, session_id) as socket:
+        talk = Talk(socket)
+        await talk.receive()
+        await talk.send(type="resume", generation_id=started["generation_id"], after=0)
+        records = await talk.until("generation.completed")
+    assert [record.get("index") for record in records] == [0, 1, 2, None]
+
+
+async def test_generations_of_other_sessions_cannot_be_taken_up(
+    talk: Talk, store: Store, http: httpx2.AsyncClient, pool: ScriptedPool
+) -> None:
+    other = (await http.post("/v1/sessions")).json()["id"]
+    name = "gen_" + "0" * 32
+    await record_generation(store, other, name)
+    await talk.send(type="resume", generation_id=name, op_id="r")
+    record = await talk.receive()
+    assert (record["error"]["code"], record["op_id"]) == ("not_found", "r")
+    assert pool.requests == []
+
+
 async def test_work_is_done_in_order_while_ping_and_cancel_act_at_once(talk: Talk, pool: ScriptedPool) -> None:
     pool.gate.clear()
     await talk.send(type="generate", op_id="first")
@@ -127,6 +175,9 @@ async def test_errors_carry_the_operation_and_leave_the_socket_open(talk: Talk, 
         ({"type": "generate", "temperature": "hot"}, "temperature"),
         ({"type": "generate", "max_tokens": 0}, "max_tokens"),
         ({"type": "cancel"}, "generation_id"),
+        ({"type": "resume"}, "generation_id"),
+        ({"type": "resume", "generation_id": "g", "after": -2}, "after"),
+        ({"type": "resume", "generation_id": "g", "after": 1 << 31}, "after"),
         ({"type": "ping", "payload": 1}, "payload"),
     ],
 )
