@@ -1,9 +1,13 @@
-"""Bodies of streamed appends: files and iterables of text, read in pieces, never whole."""
+"""Streamed bodies: files and iterables of text, and exported sessions, read in pieces, never whole."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
 PIECE = 64 * 1024
@@ -55,6 +59,26 @@ def pieces(source: TextSource) -> Iterator[bytes]:
                 yield _encode(part)
     else:
         raise TypeError(f"give a file or an iterable of str or bytes, not {type(source).__name__}")
+
+
+Exported = bytes | str | PathLike[str]
+"""An exported session: its bytes, or the path of a file that has them."""
+
+
+@contextmanager
+def open_exported(source: Exported) -> Iterator[tuple[int, Callable[[], TextSource]]]:
+    """The size of an exported session in bytes, and what gives them from the start, each time it is called."""
+    if isinstance(source, bytes):
+        data = source
+        yield len(data), lambda: [data]
+        return
+    with Path(source).open("rb") as file:
+
+        def begin() -> Readable:
+            file.seek(0)
+            return file
+
+        yield os.fstat(file.fileno()).st_size, begin
 
 
 async def async_pieces(source: AsyncTextSource) -> AsyncIterator[bytes]:

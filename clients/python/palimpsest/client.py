@@ -9,10 +9,13 @@ from typing import Any, Self
 import httpx2
 
 from palimpsest import calls
+from palimpsest.bodies import Exported, open_exported, pieces
 from palimpsest.calls import Order
 from palimpsest.errors import Unavailable
 from palimpsest.retry import RetryPolicy
 from palimpsest.session import SessionHandle
+from palimpsest.stream import EventStream
+from palimpsest.telling import Telling
 from palimpsest.transport import Transport
 from palimpsest.types import Model, Session, SessionPage
 from palimpsest.wire import transport_error
@@ -70,6 +73,25 @@ class Client:
         """What the server says it is."""
         return self._transport.run(calls.version())
 
+    def import_session(
+        self, source: Exported, *, ttl_seconds: int | None = None, op_id: str | None = None
+    ) -> SessionHandle:
+        """A new session from what `export` made: its bytes, or the path of a file that has them.
+
+        The server checks all of it before it stores any. Raises `InvalidRequest` when it refuses.
+        """
+        with open_exported(source) as (size, body):
+            session = self._transport.run(calls.import_session(size, ttl_seconds, op_id), lambda: pieces(body()))
+        return SessionHandle(self._transport, session)
+
+    def resume(self, generation_id: str, after: int = -1) -> EventStream:
+        """The events of a generation behind event number `after` (-1: all of them), and on if it was stopped or broke off.
+
+        Raises `NotFound` for one that left no trace, was too long ago, or whose session is gone.
+        """
+        call = calls.resume(generation_id, after)
+        return EventStream(self._transport, call, Telling(generation_id, after))
+
     def close(self) -> None:
         """Let go of all connections."""
         self._transport.http.close()
@@ -97,9 +119,13 @@ class Sessions:
         ttl_seconds: int | None = None,
         model: str | None = None,
         memory: str | None = None,
+        op_id: str | None = None,
     ) -> SessionHandle:
-        """A new session. `system` is its first message; without `ttl_seconds` it stays until deleted."""
-        call = calls.create_session(system, metadata, ttl_seconds, model, memory)
+        """A new session. `system` is its first message; without `ttl_seconds` it stays until deleted.
+
+        With the same `op_id` it is made once, however often it is asked for.
+        """
+        call = calls.create_session(system, metadata, ttl_seconds, model, memory, op_id)
         return SessionHandle(self._transport, self._transport.run(call))
 
     def get(self, session_id: str) -> SessionHandle:
@@ -129,10 +155,8 @@ class Sessions:
         if_match: str | None = None,
     ) -> Session:
         """Replace the metadata or set the lifetime. Raises `PreconditionFailed` when `if_match` is stale."""
-        given = {"metadata": None if metadata is None else dict(metadata), "ttl_seconds": ttl_seconds}
-        changes = {name: value for name, value in given.items() if value is not None}
-        return self._transport.run(calls.update_session(session_id, changes, if_match))
+        return self._transport.run(calls.update_session(session_id, metadata, ttl_seconds, if_match))
 
-    def delete(self, session_id: str) -> None:
-        """Remove the session and everything stored of it."""
-        self._transport.run(calls.delete_session(session_id))
+    def delete(self, session_id: str, *, if_match: str | None = None) -> None:
+        """Remove the session and everything stored of it. Raises `PreconditionFailed` when `if_match` is stale."""
+        self._transport.run(calls.delete_session(session_id, if_match))

@@ -2,7 +2,8 @@
 
 PalimpsestError
 ├── ConnectionFailed           no answer came; `refused` when the request cannot have reached the server
-├── StreamBroken               a stream ended before its last event
+├── StreamBroken               a stream ended before its last event and could not be taken up in time
+│   ├── NotResumable           it cannot be taken up again at all
 │   └── SocketClosed           the WebSocket was closed; `code` says why, `reconnect` if to try again
 ├── UnexpectedAnswer           an answer this client does not understand
 └── ApiError                   the server said no   status  code
@@ -38,7 +39,19 @@ class ConnectionFailed(PalimpsestError):
 
 
 class StreamBroken(PalimpsestError):
-    """A stream of events ended without `generation.completed` or an error."""
+    """A stream of events ended without `generation.completed` or an error, and taking it up again failed.
+
+    `generation_id` and `after` are what `Client.resume` wants to try it later; None and -1 where nothing is known.
+    """
+
+    def __init__(self, message: str, *, generation_id: str | None = None, after: int = -1) -> None:
+        super().__init__(message)
+        self.generation_id = generation_id
+        self.after = after
+
+
+class NotResumable(StreamBroken):
+    """The server cannot tell the rest of a generation: it left no trace, or is too long ago, or its session is gone."""
 
 
 class SocketClosed(StreamBroken):
@@ -100,7 +113,7 @@ class Unauthenticated(ApiError):
 
 
 class Conflict(ApiError):
-    """The session is generating; try again when it has finished."""
+    """The session is generating, here or on another server; try again when it has finished."""
 
 
 class PreconditionFailed(ApiError):

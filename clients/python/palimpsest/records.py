@@ -1,10 +1,11 @@
-"""WebSocket records: what is sent, how it is written as frames, and who receives which answer. No I/O."""
+"""WebSocket records: where they go, what is sent, how it is written as frames. No I/O."""
 
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx2
@@ -14,8 +15,8 @@ from websockets.typing import Subprotocol
 
 from palimpsest.calls import session_path, text_or_messages
 from palimpsest.errors import ConnectionFailed, PalimpsestError, SocketClosed, UnexpectedAnswer
-from palimpsest.types import Message
-from palimpsest.wire import api_error, decode, response_error
+from palimpsest.types import Message, Session
+from palimpsest.wire import api_error, decode, parse, response_error
 
 Encoding = Literal["msgpack", "json"]
 Record = dict[str, Any]
@@ -34,6 +35,32 @@ def socket_url(base: httpx2.URL, session_id: str) -> str:
     scheme = "wss" if base.scheme == "https" else "ws"
     path = base.raw_path.decode().rstrip("/") + session_path(session_id, "stream")
     return str(base.copy_with(scheme=scheme, raw_path=path.encode()))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a socket connects to, and how: the header that says as whom, and how records are written."""
+
+    url: str
+    authorization: str | None
+    encoding: Encoding
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of either `connect` of the WebSocket library."""
+        return {
+            "subprotocols": [SUBPROTOCOLS[self.encoding]],
+            "additional_headers": {"authorization": self.authorization} if self.authorization else {},
+            "compression": None,
+            "max_size": MAX_FRAME,
+        }
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise failures of the WebSocket library as errors of this package."""
+        try:
+            yield
+        except (WebSocketException, OSError) as error:
+            raise socket_error(error, self.url) from error
 
 
 def write(record: Record, encoding: Encoding) -> str | bytes:
@@ -72,6 +99,18 @@ def cancel_record(generation_id: str) -> Record:
     return {"type": "cancel", "generation_id": generation_id}
 
 
+def resume_record(op_id: str, generation_id: str, after: int) -> Record:
+    """Ask for the events of a generation behind number `after`."""
+    return {"type": "resume", "op_id": op_id, "generation_id": generation_id, "after": after}
+
+
+def greeting(record: Record) -> Session:
+    """The session in the first record of a connection. Raises the error that came instead."""
+    if record.get("type") == "error":
+        raise api_error(None, record)
+    return parse(Session, record.get("session"))
+
+
 def socket_error(error: WebSocketException | OSError, url: str) -> PalimpsestError:
     """What a failure of the WebSocket library means to a caller."""
     if isinstance(error, ConnectionClosed):
@@ -83,71 +122,3 @@ def socket_error(error: WebSocketException | OSError, url: str) -> PalimpsestErr
         headers = {name.lower(): value for name, value in answer.headers.raw_items()}
         return response_error(answer.status_code, bytes(answer.body or b""), headers)
     return ConnectionFailed(f"cannot connect to {url}: {error or type(error).__name__}", refused=True)
-
-
-class Mailbox:
-    """Sorts the records of one socket by the operation they answer.
-
-    A generation's deltas name only the generation, so `generation.started` ties that name to the operation.
-    Records of operations nobody waits for (an abandoned generation's last deltas) are dropped.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, deque[Record]] = {}
-        self._generations: dict[str, str] = {}
-        self._unwanted: set[str] = set()
-
-    def open(self, key: str) -> None:
-        """Keep records for this operation from now on."""
-        self._waiting[key] = deque()
-
-    def close(self, key: str) -> None:
-        """Drop what is left of an operation, and what is still to come."""
-        self._waiting.pop(key, None)
-
-    def cancel(self, key: str) -> Record | None:
-        """What to send to stop a generation; None while it has no name: `deliver` will ask for it then."""
-        if key in self._generations:
-            return cancel_record(self._generations[key])
-        self._unwanted.add(key)
-        return None
-
-    def take(self, key: str) -> Record | None:
-        """The oldest record for an operation, None if there is none yet. Raises the error that answers it."""
-        records = self._waiting[key]
-        if not records:
-            return None
-        record = records.popleft()
-        if record.get("type") == "error":
-            raise api_error(None, record)
-        return record
-
-    def deliver(self, record: Record) -> Record | None:
-        """File a record; returns what must be sent because of it.
-
-        An error that answers no operation in particular is raised at once.
-        """
-        kind, key = record.get("type"), self._key(record)
-        if key is None:
-            if kind == "error":
-                raise api_error(None, record)
-            return None
-        if key in self._waiting:
-            self._waiting[key].append(record)
-        if kind == "generation.started":
-            self._generations[key] = str(record.get("generation_id"))
-            return self.cancel(key) if key in self._unwanted else None
-        if kind in ("generation.completed", "error"):
-            self._generations.pop(key, None)
-            self._unwanted.discard(key)
-        return None
-
-    def _key(self, record: Record) -> str | None:
-        """The operation a record belongs to."""
-        if record.get("op_id") is not None:
-            return str(record["op_id"])
-        if record.get("type") in ("session.ready", "pong"):
-            return str(record["type"])
-        generation = record.get("generation")
-        named = generation.get("id") if isinstance(generation, dict) else record.get("generation_id")
-        return next((key for key, name in self._generations.items() if name == named), None)

@@ -6,7 +6,16 @@ import enum
 import random
 from dataclasses import dataclass
 
-from palimpsest.errors import ApiError, ConnectionFailed, PalimpsestError
+from palimpsest.errors import (
+    ApiError,
+    Conflict,
+    ConnectionFailed,
+    NotResumable,
+    PalimpsestError,
+    SocketClosed,
+    StreamBroken,
+    Unavailable,
+)
 
 _NOT_STARTED = frozenset({"unavailable", "draining", "overloaded"})
 """Codes of a 503 that say the work was never begun; a lost worker may have stored the prompt already."""
@@ -69,13 +78,21 @@ def may_repeat(error: PalimpsestError, repeat: Repeat) -> bool:
     """Whether the request that failed with `error` may be sent once more."""
     if isinstance(error, ConnectionFailed):
         return error.refused or repeat is Repeat.ALWAYS
-    if not isinstance(error, ApiError) or error.status is None:
+    if isinstance(error, StreamBroken):
+        lasting = isinstance(error, NotResumable) or (isinstance(error, SocketClosed) and not error.reconnect)
+        return repeat is Repeat.ALWAYS and not lasting
+    if not isinstance(error, ApiError):
         return False
-    busy = error.status == 409 and error.code == "session_busy"
+    busy = isinstance(error, Conflict) and error.code == "session_busy"
     match repeat:
         case Repeat.ALWAYS:
-            return busy or error.status in (408, 429) or error.status >= 500
+            return busy or isinstance(error, Unavailable) or _passing(error.status)
         case Repeat.UNSTARTED:
             return busy or (error.status == 503 and error.code in _NOT_STARTED)
         case Repeat.REFUSED:
             return False
+
+
+def _passing(status: int | None) -> bool:
+    """Whether an HTTP status speaks of something that may be over soon; None is that of errors inside a stream."""
+    return status is not None and (status in (408, 429) or status >= 500)

@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx2
 
-from palimpsest.errors import StreamBroken
 from palimpsest.types import (
     Generation,
     GenerationCompleted,
@@ -40,10 +39,3 @@ def read_record(kind: str, fields: dict[str, Any]) -> GenerationEvent | None:
 def _with_id(fields: dict[str, Any], event_id: str) -> dict[str, Any]:
     """Every event's id begins with the generation's: `<generation_id>:<n>`."""
     return {"generation_id": event_id.rpartition(":")[0]} | fields
-
-
-def broken_off() -> StreamBroken:
-    """A stream that ended without saying how: the connection was cut or the server died."""
-    return StreamBroken(
-        "the stream ended before the generation did; what the session remembers is told by its position"
-    )

@@ -36,7 +36,8 @@ class Session:
     """A session without its memory. `position` counts every token taken in; `state_bytes` never
     grows, and is None while the server is still loading its model.
 
-    `etag` is what `update(if_match=…)` wants; only answers about a single session carry it.
+    `etag` names this very state of it, for the `if_match` of whatever changes it; only answers about a single
+    session carry it.
     """
 
     id: str
@@ -68,12 +69,16 @@ class SessionPage:
 
 @dataclass(frozen=True)
 class Segment:
-    """What an append did. `tokens` may be 0: the end of a text is held back until its tokens are certain."""
+    """What an append did. `tokens` may be 0: the end of a text is held back until its tokens are certain.
+
+    `etag` is the session's behind it; None for a repeat, which changed nothing.
+    """
 
     tokens: int
     position: int
     op_id: str | None
     status: str = "remembered"
+    etag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished generation."""
+    """A finished generation. `etag` is the session's behind it, where the server tells it."""
 
     id: str
     session_id: str
@@ -107,6 +112,7 @@ class Generation:
     usage: Usage
     position: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import socket
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,13 +57,21 @@ class Script:
     cancelled: list[str] = field(default_factory=list)
     api_key: str | None = None
     is_ready: bool = True
-    sse_ending: str = "completed"
-    """completed | nothing | cut | error"""
-    socket_close: tuple[int, int] | None = None
-    """Close the socket with this code once this many deltas of the next generation were sent."""
-    keep_prompt: bool = True
-    """Whether a prompt whose generation breaks off was stored."""
-    socket_error: bool = False
+    endings: deque[tuple[str, int]] = field(default_factory=deque)
+    """How the next streams of events end, each after so many events: nothing | cut | error."""
+    socket_closes: deque[tuple[int, int]] = field(default_factory=deque)
+    """Close the socket with this code once so many events of the next generation were sent on it; with -1, before
+    the next answer to anything."""
+    socket_errors: deque[str] = field(default_factory=deque)
+    """The codes with which the next records are refused."""
+    words: list[str] | None = None
+    """What every generation says, instead of an echo."""
+    told: list[tuple[str, int]] = field(default_factory=list)
+    """Every generation that was asked for by its name, and behind which event."""
+    forgetful: bool = False
+    """Generations cannot be taken up again."""
+    named: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """Generations by name: their session and their words."""
     pings: int = 0
 
     def add(self, metadata: dict[str, str] | None = None) -> dict[str, Any]:
@@ -103,14 +111,42 @@ class Script:
             self.operations[session_id, op_id] = answer
         return answer
 
-    def generation(self, session_id: str, body: dict[str, Any]) -> tuple[str, list[str]]:
+    def generation(self, session_id: str, body: dict[str, Any], op_id: str | None) -> tuple[str, list[str]]:
         """A name for the generation, and its deltas: an echo, or "again " for long if asked for "forever"."""
+        known = self.operations.get((session_id, op_id or ""))
+        if known:
+            return known["name"], self.named[known["name"]][1]
         self.generations.append(body)
         said = text_of(body, "prompt")
-        if body.get("remember", True) and self.keep_prompt:
+        if body.get("remember", True):
             self.texts[session_id] += said
         words = ["again "] * 3000 if "forever" in said else [f"{word} " for word in ("echo: " + said).split()]
-        return f"gen_{len(self.generations)}", words
+        words = words if self.words is None else self.words
+        name = f"gen_{len(self.generations)}"
+        self.named[name] = session_id, words
+        if op_id:
+            self.operations[session_id, op_id] = {"name": name}
+        return name, words
+
+    def tell(self, name: str, after: int) -> list[tuple[str, int, dict[str, Any]]]:
+        """The events of a generation behind number `after`: kind, number, fields."""
+        session_id, words = self.named[name]
+        events: list[tuple[str, int, dict[str, Any]]] = [("generation.started", 0, {"generation_id": name})]
+        events += [("generation.delta", n + 1, {"index": n, "text": word}) for n, word in enumerate(words)]
+        done = ("generation.completed", len(events), {"generation": self.finished(session_id, name, "".join(words))})
+        return [*events, done][after + 1 :]
+
+    def once(self, op_id: str | None, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The session that an operation made; made now if it has not yet."""
+        known = self.operations.get(("", op_id or ""))
+        made = known or make()
+        if op_id:
+            self.operations["", op_id] = made
+        return self.view(made["id"])
+
+    def etag(self, session_id: str) -> str:
+        """Tells states of a session apart."""
+        return f'"{self.sessions[session_id]["version"]}-{len(self.texts[session_id])}"'
 
     def finished(self, session_id: str, name: str, text: str, reason: str = "stop") -> dict[str, Any]:
         if reason == "cancelled":
@@ -154,6 +190,9 @@ class Routes:
         session_id = request.path_params.get("id")
         if session_id is not None and session_id not in self.script.sessions:
             return answer_error(404, "not_found")
+        expected = request.headers.get("if-match")
+        if expected and session_id and expected not in ("*", self.script.etag(session_id)):
+            return answer_error(412, "precondition_failed")
         if self.script.failures and self.script.failures[0].verb == verb:
             failure = self.script.failures.popleft()
             return failure if failure.drop else answer_error(failure.status, failure.code, failure.headers)
@@ -165,10 +204,14 @@ class Routes:
             return refused
         if request.method == "POST":
             body = await request.json()
-            session = self.script.add(body.get("metadata"))
-            if body.get("system"):
-                self.script.append(session["id"], f"system: {body['system']}", None)
-            return JSONResponse(self.script.view(session["id"]), 201, headers={"etag": '"1"'})
+
+            def make() -> dict[str, Any]:
+                session = self.script.add(body.get("metadata"))
+                if body.get("system"):
+                    self.script.append(session["id"], f"system: {body['system']}", None)
+                return session
+
+            return self.made(request, refused, make)
         ids = list(reversed(self.script.sessions))
         limit, after = int(request.query_params["limit"]), request.query_params.get("after")
         rest = ids[ids.index(after) + 1 :] if after else ids
@@ -184,12 +227,54 @@ class Routes:
             del self.script.sessions[session_id]
             return JSONResponse({"id": session_id, "object": "session.deleted", "deleted": True})
         if request.method == "PATCH":
-            expected = request.headers.get("if-match")
-            if expected and expected != f'"{record["version"]}"':
-                return answer_error(412, "precondition_failed")
             record.update(await request.json())
             record["version"] += 1
-        return JSONResponse(self.script.view(session_id), headers={"etag": f'"{record["version"]}"'})
+        return JSONResponse(self.script.view(session_id), headers={"etag": self.script.etag(session_id)})
+
+    def made(self, request: Request, failure: Failure | None, make: Callable[[], dict[str, Any]]) -> Response:
+        """The answer of a verb that makes a session."""
+        session = self.script.once(request.headers.get("idempotency-key"), make)
+        if failure:
+            return StreamingResponse(broken(), headers={"content-length": "100"})
+        return JSONResponse(session, 201, headers={"etag": self.script.etag(session["id"])})
+
+    async def fork(self, request: Request) -> Response:
+        if isinstance(refused := self.refuse(request, "fork"), Response):
+            return refused
+        body, parent = await request.json(), request.path_params["id"]
+
+        def make() -> dict[str, Any]:
+            child = self.script.add(body.get("metadata", self.script.sessions[parent]["metadata"]))
+            self.script.texts[child["id"]] = self.script.texts[parent]
+            return child
+
+        return self.made(request, refused, make)
+
+    async def export(self, request: Request) -> Response:
+        if isinstance(refused := self.refuse(request, "export"), Response):
+            return refused
+        session_id = request.path_params["id"]
+        packed = json.dumps([self.script.sessions[session_id]["metadata"], self.script.texts[session_id]]).encode()
+        if isinstance(refused, Failure):
+            return StreamingResponse(broken(), headers={"content-length": str(len(packed))})
+        return Response(packed, media_type="application/octet-stream")
+
+    async def import_session(self, request: Request) -> Response:
+        if isinstance(refused := self.refuse(request, "import"), Response):
+            return refused
+        packed = await request.body()
+        try:
+            metadata, text = json.loads(packed)
+        except ValueError:
+            return answer_error(422, "invalid_request")
+
+        def make() -> dict[str, Any]:
+            session = self.script.add(metadata)
+            self.script.texts[session["id"]] = text
+            self.script.sessions[session["id"]]["ttl"] = request.query_params.get("ttl_seconds")
+            return session
+
+        return self.made(request, refused, make)
 
     async def segments(self, request: Request) -> Response:
         if isinstance(refused := self.refuse(request, "append"), Response):
@@ -202,39 +287,49 @@ class Routes:
         answer = self.script.append(request.path_params["id"], text, request.headers.get("idempotency-key"))
         if isinstance(refused, Failure):
             return StreamingResponse(broken(), headers={"content-length": "100"})
-        return JSONResponse(answer, 200 if request.query_params["wait"] == "memory" else 202)
+        headers = {"etag": self.script.etag(request.path_params["id"])}
+        return JSONResponse(answer, 200 if request.query_params["wait"] == "memory" else 202, headers)
 
     async def generate(self, request: Request) -> Response:
         if isinstance(refused := self.refuse(request, "generate"), Response):
             return refused
         body = await request.json()
         session_id = request.path_params["id"]
-        name, words = self.script.generation(session_id, body)
+        name, words = self.script.generation(session_id, body, request.headers.get("idempotency-key"))
         if isinstance(refused, Failure):
             return StreamingResponse(broken(), headers={"content-length": "100"})
         if body.get("stream"):
-            return StreamingResponse(self.events(session_id, name, words), media_type="text/event-stream")
-        return JSONResponse(self.script.finished(session_id, name, "".join(words)))
+            return StreamingResponse(self.events(name, -1), media_type="text/event-stream")
+        headers = {"etag": self.script.etag(session_id)}
+        return JSONResponse(self.script.finished(session_id, name, "".join(words)), headers=headers)
 
-    async def events(self, session_id: str, name: str, words: list[str]) -> AsyncIterator[str]:
+    async def resume(self, request: Request) -> Response:
+        if isinstance(refused := self.refuse(request, "resume"), Response):
+            return refused
+        name = request.path_params["name"]
+        newest = request.headers.get("last-event-id", f"{name}:-1").rpartition(":")
+        assert newest[0] == name
+        self.script.told.append((name, int(newest[2])))
+        if self.script.forgetful or name not in self.script.named:
+            return answer_error(404, "not_found")
+        return StreamingResponse(self.events(name, int(newest[2])), media_type="text/event-stream")
+
+    async def events(self, name: str, after: int) -> AsyncIterator[str]:
         script = self.script
-
-        def event(kind: str, number: int, fields: dict[str, Any]) -> str:
-            return f"event: {kind}\nid: {name}:{number}\ndata: {json.dumps(fields)}\n\n"
-
+        ending, left = script.endings.popleft() if script.endings else ("completed", -1)
         try:
-            yield ": ping\n\n" + event("generation.started", 0, {"generation_id": name})
-            for index, word in enumerate(words):
+            yield ": ping\n\n"
+            for kind, number, fields in script.tell(name, after):
+                if left == 0:
+                    break
+                left -= 1
                 await asyncio.sleep(0.002)
-                yield event("generation.delta", index + 1, {"index": index, "text": word})
-            match script.sse_ending:
-                case "completed":
-                    done = script.finished(session_id, name, "".join(words))
-                    yield event("generation.completed", len(words) + 1, {"generation": done})
-                case "error":
-                    yield event("error", len(words) + 1, error_body("worker_lost", kind="unavailable_error"))
-                case "cut":
-                    raise ConnectionAbortedError("scripted")
+                yield f"event: {kind}\nid: {name}:{number}\ndata: {json.dumps(fields)}\n\n"
+            if ending == "error":
+                lost = error_body("worker_lost", kind="unavailable_error")
+                yield f"event: error\nid: {name}:9999\ndata: {json.dumps(lost)}\n\n"
+            if ending == "cut":
+                raise ConnectionAbortedError("scripted")
         except asyncio.CancelledError:
             script.cancelled.append(name)
             raise
@@ -318,40 +413,65 @@ class SocketScript:
             case "ping":
                 self.script.pings += 1
                 await self.send({"type": "pong"})
-            case "cancel":
+            case "cancel" if record["generation_id"] in self.script.named:
                 self.stop.add(record["generation_id"])
+            case "cancel":
+                await self.send({"type": "error", **error_body("not_found")})
             case _:
                 await self.queue.put(record)
 
     async def work(self, session_id: str) -> None:
         while (record := await self.queue.get()) is not None:
-            if self.script.socket_error:
-                await self.send({"type": "error", "op_id": record["op_id"], **error_body("invalid_request")})
+            if self.script.socket_errors:
+                code = self.script.socket_errors.popleft()
+                kind = "unavailable_error" if code == "worker_lost" else "invalid_request_error"
+                await self.send({"type": "error", "op_id": record["op_id"], **error_body(code, kind=kind)})
             elif record["type"] == "append":
                 answer = self.script.append(session_id, text_of(record), record["op_id"])
+                if self.lost():
+                    # Stored, and gone before it was acknowledged.
+                    await self.websocket.close(self.script.socket_closes.popleft()[0])
+                    return
                 done = {name: answer[name] for name in ("op_id", "tokens", "position")}
                 await self.send({"type": "append.completed", **done})
+            elif record["type"] == "resume":
+                await self.resume(record)
             else:
-                await self.generate(session_id, record)
+                if self.lost():
+                    # Gone before anything of it was stored.
+                    await self.websocket.close(self.script.socket_closes.popleft()[0])
+                    return
+                name, _ = self.script.generation(session_id, record, record["op_id"])
+                await self.tell(name, -1, record["op_id"])
 
-    async def generate(self, session_id: str, record: dict[str, Any]) -> None:
-        closing, self.script.socket_close = self.script.socket_close, None
-        name, words = self.script.generation(session_id, record)
-        await self.send({"type": "generation.started", "generation_id": name, "op_id": record["op_id"]})
-        said: list[str] = []
-        for index, word in enumerate(words):
-            if closing and index == closing[1]:
-                await self.websocket.close(closing[0])
+    def lost(self) -> bool:
+        """Whether the connection ends before the first answer."""
+        return bool(self.script.socket_closes) and self.script.socket_closes[0][1] == -1
+
+    async def resume(self, record: dict[str, Any]) -> None:
+        name, after = record["generation_id"], record["after"]
+        self.script.told.append((name, after))
+        if self.script.forgetful:
+            await self.send({"type": "error", "op_id": record["op_id"], **error_body("not_found")})
+        else:
+            await self.tell(name, after, record["op_id"])
+
+    async def tell(self, name: str, after: int, op_id: str) -> None:
+        closing = bool(self.script.socket_closes) and not self.lost()
+        code, left = self.script.socket_closes.popleft() if closing else (0, -1)
+        session_id, words = self.script.named[name]
+        for kind, number, fields in self.script.tell(name, after):
+            if left == 0:
+                await self.websocket.close(code)
                 return
+            left -= 1
             if name in self.stop:
-                break
-            said.append(word)
-            delta = {"type": "generation.delta", "generation_id": name, "index": index, "text": word}
-            await self.send(delta)
+                done = self.script.finished(session_id, name, "".join(words[: max(number - 1, 0)]), "cancelled")
+                await self.send({"type": "generation.completed", "op_id": op_id, "generation": done})
+                return
+            owner = {"generation_id": name} if kind == "generation.delta" else {"op_id": op_id}
+            await self.send({"type": kind, **fields, **owner})
             await asyncio.sleep(0.002)
-        reason = "stop" if len(said) == len(words) else "cancelled"
-        done = self.script.finished(session_id, name, "".join(said), reason)
-        await self.send({"type": "generation.completed", "generation": done, "op_id": record["op_id"]})
 
 
 def build_app(routes: Routes) -> Starlette:
@@ -359,10 +479,14 @@ def build_app(routes: Routes) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/sessions", routes.sessions, methods=["GET", "POST"]),
+            Route("/v1/sessions/import", routes.import_session, methods=["POST"]),
             Route(one, routes.session, methods=["GET", "PATCH", "DELETE"]),
             Route(one + "/segments", routes.segments, methods=["POST"]),
             Route(one + "/generate", routes.generate, methods=["POST"]),
+            Route(one + "/fork", routes.fork, methods=["POST"]),
+            Route(one + "/export", routes.export),
             Route(one + "/memory", routes.memory),
+            Route("/v1/generations/{name}/events", routes.resume),
             WebSocketRoute(one + "/stream", routes.stream),
             Route("/v1/models", routes.models),
             Route("/version", routes.version),
@@ -424,7 +548,9 @@ def shared_server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def server(shared_server: FakeServer) -> FakeServer:
+def server(shared_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    # A fifth of the usual delays between attempts: the fake server is back at once.
+    monkeypatch.setattr("palimpsest.retry.random.uniform", lambda least, most: most / 5)
     shared_server.forget()
     shared_server.start()
     return shared_server

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from palimpsest import (
     GenerationCompleted,
     GenerationDelta,
     NotFound,
+    NotResumable,
+    PreconditionFailed,
     SocketClosed,
     StreamBroken,
     Unavailable,
@@ -57,13 +60,46 @@ async def test_append_is_applied_once_behind_broken_connections(client: AsyncCli
     assert script.texts[session.id] == "once"
 
 
-async def test_a_dropped_generation_is_not_repeated(client: AsyncClient, script: Any, failure: Any) -> None:
-    session = await client.sessions.create()
-    script.failures.append(failure("generate", drop=True))
-    with pytest.raises(ConnectionFailed):
-        await session.generate("x")
-    assert len(script.generations) == 1
+async def test_what_was_done_behind_a_broken_connection_is_done_once(
+    client: AsyncClient, script: Any, failure: Any, tmp_path: Path
+) -> None:
+    script.failures.extend([failure("create", drop=True), failure("generate", drop=True), failure("fork", drop=True)])
+    session = await client.sessions.create(metadata={"name": "moby"})
     assert (await session.generate("x")).text == "echo: x "
+    child = await session.fork()
+    file = tmp_path / "session"
+    script.failures.append(failure("export", drop=True))
+    await child.export_to(file)
+    assert file.read_bytes() == await session.export()
+    script.failures.append(failure("import", drop=True))
+    made = [await client.import_session(source) for source in (file, file.read_bytes())]
+    assert list(script.sessions) == [session.id, child.id, *(one.id for one in made)]
+    assert list(script.texts.values()) == ["x"] * 4
+    assert len(script.generations) == 1
+    script.failures.extend([failure("export", drop=True)] * 3)
+    with pytest.raises(ConnectionFailed):
+        await child.export_to(file)
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == [file]
+
+
+async def test_a_stale_etag_is_refused(client: AsyncClient, script: Any) -> None:
+    session = await client.sessions.create()
+    stale = session.info.etag
+    fresh = (await session.append("x", if_match=stale)).etag
+    changes: list[Callable[[], Awaitable[object]]] = [
+        lambda: session.append("y", if_match=stale),
+        lambda: session.append_stream(["y"], if_match=stale),
+        lambda: session.generate("y", if_match=stale),
+        lambda: anext(session.stream("y", if_match=stale)),
+        lambda: session.fork(if_match=stale),
+        lambda: client.sessions.update(session.id, metadata={}, if_match=stale),
+        lambda: client.sessions.delete(session.id, if_match=stale),
+    ]
+    for change in changes:
+        with pytest.raises(PreconditionFailed):
+            await change()
+    await client.sessions.delete(session.id, if_match=fresh)
+    assert not script.sessions
 
 
 async def numbers() -> AsyncIterator[str]:
@@ -98,9 +134,33 @@ async def test_stream(client: AsyncClient, script: Any) -> None:
             if isinstance(event, GenerationDelta):
                 break
     assert await eventually(lambda: script.cancelled == ["gen_2"])
-    script.sse_ending = "cut"
+
+
+@pytest.mark.parametrize("ending", ["nothing", "cut", "error"])
+async def test_a_stream_that_breaks_goes_on_where_it_stood(client: AsyncClient, script: Any, ending: str) -> None:
+    session = await client.sessions.create()
+    script.endings.extend([(ending, 0), (ending, 2), (ending, 1)])
+    events = [event async for event in session.stream("a b c")]
+    deltas = [event for event in events if isinstance(event, GenerationDelta)]
+    assert [(delta.index, delta.text) for delta in deltas] == [(0, "echo: "), (1, "a "), (2, "b "), (3, "c ")]
+    assert isinstance(events[-1], GenerationCompleted)
+    assert script.told == [("gen_1", 1), ("gen_1", 2)]
+    assert len(script.generations) == 1
+
+
+async def test_a_stream_that_stays_broken_can_be_resumed_later(client: AsyncClient, script: Any) -> None:
+    session = await client.sessions.create()
+    script.endings.extend([("cut", 3), ("cut", 0), ("nothing", 0)])
+    stream = session.stream("a b c")
     with pytest.raises(StreamBroken):
-        [event async for event in session.stream("a b")]
+        [event async for event in stream]
+    assert stream.generation_id is not None
+    rest = [event async for event in client.resume(stream.generation_id, stream.after)]
+    assert [event.text for event in rest if isinstance(event, GenerationDelta)] == ["b ", "c "]
+    script.endings.append(("cut", 3))
+    script.forgetful = True
+    with pytest.raises(NotResumable):
+        [event async for event in session.stream("a b c", remember=False)]
 
 
 async def test_a_cancelled_task_cancels_its_stream(client: AsyncClient, script: Any) -> None:
@@ -162,10 +222,47 @@ async def test_a_cancelled_task_cancels_its_generation(client: AsyncClient, scri
     assert script.cancelled == ["gen_1"]
 
 
-async def test_a_closed_socket(client: AsyncClient, script: Any) -> None:
+async def test_a_socket_goes_on_over_another_connection(client: AsyncClient, script: Any) -> None:
     session = await client.sessions.create()
-    script.socket_close = (1012, 1)
+    lost: list[SocketClosed] = []
+    script.socket_closes.extend([(1012, -1), (1012, 2), (1011, 1), (1013, -1)])
+    async with session.connect(on_lost=lost.append) as socket:
+        assert (await socket.append("once ")).position == 5
+        deltas = [delta async for delta in socket.generate("a b c")]
+        assert (await socket.append("!")).position == 11
+    assert [(delta.index, delta.text) for delta in deltas] == [(0, "echo: "), (1, "a "), (2, "b "), (3, "c ")]
+    assert script.texts[session.id] == "once a b c!"
+    assert script.told == [("gen_1", 1), ("gen_1", 2)]
+    assert len(lost) == 4
+
+
+async def test_tasks_share_a_socket_over_its_connections(client: AsyncClient, script: Any) -> None:
+    session = await client.sessions.create()
+    script.socket_closes.extend([(1012, 2), (1011, 1), (1012, 3), (1001, 1), (1012, -1)])
+
+    async def ask(number: int) -> str:
+        return "".join([delta.text async for delta in socket.generate(f"n {number}")])
+
+    async with session.connect(retries=20) as socket, asyncio.timeout(20):
+        answers = await asyncio.gather(*(ask(number) for number in range(4)), socket.ping())
+    assert answers[:4] == [f"echo: n {number} " for number in range(4)]
+    assert len(script.generations) == 4
+    assert not script.socket_closes
+
+
+async def test_a_socket_that_is_refused_or_finds_nothing(client: AsyncClient, script: Any) -> None:
+    session = await client.sessions.create()
     async with session.connect() as socket:
+        script.socket_errors.extend(["worker_lost"] * 2)
+        assert (await socket.append("x")).position == 1
+        script.socket_closes.append((1008, 2))
         with pytest.raises(SocketClosed) as caught:
             [delta async for delta in socket.generate("a b")]
-    assert caught.value.reconnect
+        assert not caught.value.reconnect
+    script.forgetful = True
+    script.socket_closes.append((1012, 2))
+    async with session.connect() as socket:
+        with pytest.raises(NotResumable):
+            [delta async for delta in socket.generate("a b", remember=False)]
+    with pytest.raises(SocketClosed):
+        await socket.append("y")

@@ -129,7 +129,7 @@ def test_an_unknown_session_is_one_line(server: Any) -> None:
 
 
 def test_an_error_in_a_pipe_ends_with_code_1(script: Any) -> None:
-    script.socket_error = True
+    script.socket_errors.append("invalid_request")
     result = piped("x\ny\n")
     assert result.returncode == 1
     assert "scripted" in result.stderr
@@ -175,24 +175,61 @@ def test_a_restart_while_nothing_runs_goes_unnoticed(
     assert list(script.texts.values()) == ["user: oneuser: two"]
 
 
-def test_a_question_that_was_not_stored_is_asked_again(script: Any, terminal: Callable[..., Terminal]) -> None:
-    screen = terminal()
-    screen.expect("> ")
-    script.keep_prompt = False
-    script.socket_close = (1012, 0)
-    screen.type("one")
-    screen.expect("echo: user: one")
+@pytest.mark.parametrize("events", [-1, 0, 1, 3, 5])
+def test_an_answer_goes_on_after_a_restart(script: Any, events: int) -> None:
+    script.socket_closes.append((1012, events))
+    result = piped("one two\nmore\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "echo: user: one two \necho: user: more \n"
+    assert "connecting again" in result.stderr
     assert len(script.generations) == 2
+    assert list(script.texts.values()) == ["user: one twouser: more"]
 
 
-def test_a_question_that_was_stored_is_not_asked_again(script: Any, terminal: Callable[..., Terminal]) -> None:
+def test_an_answer_survives_a_server_that_is_away_for_a_while(
+    server: Any, script: Any, terminal: Callable[..., Terminal]
+) -> None:
     screen = terminal()
     screen.expect("> ")
-    script.socket_close = (1012, 2)
-    screen.type("one two")
-    screen.expect("the question was kept")
+    screen.type("forever")
+    screen.expect("again again again")
+    server.stop()
+    screen.expect("connecting again")
+    time.sleep(1.5)
+    server.start()
+    screen.expect("again again again", seconds=30)
+    screen.interrupt()
+    screen.expect("(stopped)")
     screen.expect("> ")
     assert len(script.generations) == 1
-    screen.type("more")
-    screen.expect("echo: user: more")
-    assert list(script.texts.values()) == ["user: one twouser: more"]
+    assert len(script.told) == 1
+
+
+def test_an_answer_that_is_gone_is_one_line(script: Any, terminal: Callable[..., Terminal]) -> None:
+    script.forgetful = True
+    script.socket_closes.append((1012, 2))
+    result = piped("one two\n")
+    assert result.returncode == 1
+    assert "cannot be taken up again" in result.stderr
+    assert "Traceback" not in result.stderr
+    script.socket_closes.append((1012, 2))
+    screen = terminal()
+    screen.expect("> ")
+    screen.type("three")
+    screen.expect("cannot be taken up again")
+    screen.expect("> ")
+    screen.type("four")
+    screen.expect("echo: user: four")
+
+
+def test_an_empty_answer_is_said_to_be_empty(script: Any) -> None:
+    script.words = []
+    result = piped("hello\n")
+    assert result.returncode == 0
+    assert result.stdout == "\n"
+    assert "nothing to say" in result.stderr
+    script.words = ["\n", " "]
+    assert "nothing to say" in piped("hello\n").stderr
+    script.words = ["ah"]
+    again = piped("hello\n")
+    assert (again.stdout, "nothing to say" in again.stderr) == ("ah\n", False)

@@ -78,10 +78,51 @@ def test_ask_needs_a_session_and_a_question(server: Any, script: Any) -> None:
     assert run(server, "ask", " ", "--session", script.add()["id"]).exit_code == 2
 
 
+def test_fork_export_import(server: Any, script: Any, tmp_path: Path) -> None:
+    parent = script.add({"name": "moby", "color": "white"})["id"]
+    script.texts[parent] = "Call me"
+    forked = run(server, "sessions", "fork", parent)
+    assert forked.exit_code == 0
+    assert "at 7 tokens" in forked.stdout
+    run(server, "sessions", "fork", parent, "--name", "dick")
+    file = str(tmp_path / "moby.session")
+    exported = run(server, "sessions", "export", parent, file)
+    assert exported.exit_code == 0
+    assert file in exported.stdout
+    assert "at 7 tokens" in run(server, "sessions", "import", file).stdout
+    run(server, "sessions", "import", file, "--name", "ishmael")
+    assert [session["metadata"] for session in script.sessions.values()] == [
+        {"name": "moby", "color": "white"},
+        {"color": "white"},
+        {"color": "white", "name": "dick"},
+        {"color": "white"},
+        {"color": "white", "name": "ishmael"},
+    ]
+    assert list(script.texts.values()) == ["Call me"] * 5
+
+
+def test_files_that_are_none_are_explained(server: Any, script: Any, tmp_path: Path) -> None:
+    missing = run(server, "sessions", "import", str(tmp_path / "missing"))
+    assert missing.exit_code == 1
+    assert "No such file" in missing.stderr
+    nowhere = run(server, "sessions", "export", script.add()["id"], str(tmp_path / "nowhere" / "file"))
+    assert nowhere.exit_code == 1
+    assert "nowhere" in nowhere.stderr
+    (tmp_path / "other").write_text("nonsense")
+    refused = run(server, "sessions", "import", str(tmp_path / "other"))
+    assert refused.exit_code == 1
+    assert run(server, "sessions", "fork", "sess_x").exit_code == 1
+    assert len(script.sessions) == 1
+    assert "Traceback" not in missing.stderr + nowhere.stderr + refused.stderr
+
+
 @pytest.mark.parametrize("ending", ["error", "cut", "nothing"])
-def test_a_broken_answer_is_exit_code_1(server: Any, script: Any, ending: str) -> None:
-    script.sse_ending = ending
-    result = run(server, "ask", "who?", "--session", script.add()["id"])
+def test_an_answer_that_stays_broken_is_exit_code_1(server: Any, script: Any, ending: str) -> None:
+    session_id = script.add()["id"]
+    script.endings.append((ending, 3))
+    assert run(server, "ask", "who?", "--session", session_id).stdout == "echo: user: who? \n"
+    script.endings.extend([(ending, 4), (ending, 0), (ending, 0)])
+    result = run(server, "ask", "who?", "--session", session_id)
     assert result.exit_code == 1
     assert result.stdout == "echo: user: who? \n"
     assert result.stderr.strip()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from palimpsest import (
     Client,
     Conflict,
     ConnectionFailed,
+    GenerationStarted,
     InvalidRequest,
     NotFound,
     PreconditionFailed,
@@ -36,7 +38,7 @@ def test_a_session_is_made_listed_changed_and_deleted(client: Client, script: An
     session = client.sessions.create(system="Be brief.", metadata={"name": "moby"})
     assert session.info.name == "moby"
     assert session.info.position == len("system: Be brief.")
-    assert session.info.etag == '"1"'
+    assert session.info.etag == f'"1-{len("system: Be brief.")}"'
     assert client.sessions.get(session.id).info == session.info
     assert [found.id for found in client.sessions.list().data] == [session.id]
     changed = client.sessions.update(session.id, metadata={"name": "dick"}, if_match=session.info.etag)
@@ -150,12 +152,14 @@ def test_a_retry_after_beyond_patience_is_raised_at_once(client: Client, script:
         ("draining", 503, 2),
         ("overloaded", 503, 2),
         ("session_busy", 409, 2),
-        ("worker_lost", 503, 1),
-        ("internal_error", 500, 1),
-        ("unavailable", 429, 1),
+        ("worker_lost", 503, 2),
+        ("internal_error", 500, 2),
+        ("unavailable", 429, 2),
+        ("precondition_failed", 412, 1),
+        ("op_id_reused", 422, 1),
     ],
 )
-def test_a_generation_is_repeated_only_if_it_was_not_begun(
+def test_a_generation_is_repeated_as_the_same_operation(
     client: Client, script: Any, failure: Any, code: str, status: int, tries: int
 ) -> None:
     session = client.sessions.create()
@@ -165,16 +169,120 @@ def test_a_generation_is_repeated_only_if_it_was_not_begun(
             session.generate("x")
     else:
         session.generate("x")
-    assert len([verb for verb, _ in script.requests if verb == "generate"]) == tries
+    sent = [op_id for verb, op_id in script.requests if verb == "generate"]
+    assert len(sent) == tries
+    assert len(set(sent)) == 1
+    assert sent[0]
 
 
-def test_a_generation_whose_answer_breaks_off_is_not_repeated(client: Client, script: Any, failure: Any) -> None:
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_what_carries_no_operation_is_not_repeated_after_it_may_have_been_done(
+    client: Client, script: Any, failure: Any, verb: str
+) -> None:
     session = client.sessions.create()
-    script.failures.append(failure("generate", drop=True))
-    with pytest.raises(ConnectionFailed) as caught:
-        session.generate("x")
-    assert not caught.value.refused
+    script.failures.append(failure("patch" if verb == "update" else verb, code="worker_lost"))
+    with pytest.raises(Unavailable):
+        client.sessions.delete(session.id) if verb == "delete" else client.sessions.update(session.id, metadata={})
+    assert len(script.requests) == 2
+
+
+def test_what_was_done_behind_a_broken_connection_is_done_once(client: Client, script: Any, failure: Any) -> None:
+    script.failures.extend([failure("create", drop=True), failure("generate", drop=True)])
+    session = client.sessions.create(system="Be brief.")
+    assert session.generate("x").text == "echo: x "
     assert len(script.generations) == 1
+    script.failures.append(failure("fork", drop=True))
+    child = session.fork()
+    script.failures.append(failure("import", drop=True))
+    made = client.import_session(session.export())
+    assert list(script.sessions) == [session.id, child.id, made.id]
+    assert list(script.texts.values()) == ["system: Be brief.x"] * 3
+
+
+def test_the_callers_operation_is_sent(client: Client, script: Any) -> None:
+    session = client.sessions.create(op_id="op_1")
+    assert client.sessions.create(op_id="op_1").id == session.id
+    assert session.generate("x", op_id="op_2") == session.generate("x", op_id="op_2")
+    assert next(session.stream("x", op_id="op_2")) == GenerationStarted("gen_1")
+    assert session.fork(op_id="op_3").id == session.fork(op_id="op_3").id
+    packed = session.export()
+    assert client.import_session(packed, op_id="op_4").id == client.import_session(packed, op_id="op_4").id
+    assert len(script.generations) == 1
+
+
+def test_a_fork_has_the_memory_and_a_future_of_its_own(client: Client, script: Any) -> None:
+    session = client.sessions.create(metadata={"name": "moby"})
+    session.append("Call me")
+    child = session.fork()
+    other = session.fork(metadata={"name": "dick"})
+    assert (child.info.name, other.info.name, child.info.position) == ("moby", "dick", 7)
+    child.append("!")
+    assert (session.refresh().position, child.refresh().position) == (7, 8)
+
+
+def test_an_export_comes_back_as_another_session(client: Client, script: Any, tmp_path: Path) -> None:
+    session = client.sessions.create(metadata={"name": "größer"})
+    session.append("ä" * 100_000)
+    file = tmp_path / "session.palimpsest"
+    file.write_bytes(b"old")
+    session.export_to(file)
+    assert file.read_bytes() == session.export()
+    for source in (file, str(file), file.read_bytes()):
+        made = client.import_session(source, ttl_seconds=60)
+        assert (made.info.name, made.info.position) == ("größer", 100_000)
+        assert script.sessions[made.id]["ttl"] == "60"
+
+
+def test_an_export_that_breaks_off_begins_again_or_leaves_the_file(
+    client: Client, script: Any, failure: Any, tmp_path: Path
+) -> None:
+    session = client.sessions.create()
+    session.append("whale")
+    file = tmp_path / "session.palimpsest"
+    script.failures.append(failure("export", drop=True))
+    session.export_to(file)
+    whole = file.read_bytes()
+    script.failures.extend([failure("export", drop=True)] * 3)
+    with pytest.raises(ConnectionFailed):
+        session.export_to(file)
+    assert file.read_bytes() == whole == session.export()
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(FileNotFoundError):
+        session.export_to(tmp_path / "nowhere" / "session")
+
+
+def test_an_import_that_is_none(client: Client, script: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        client.import_session(b"nonsense")
+    with pytest.raises(FileNotFoundError):
+        client.import_session(tmp_path / "missing")
+    assert not script.sessions
+
+
+def test_a_stale_etag_is_refused_by_whatever_changes_the_session(client: Client, script: Any) -> None:
+    session = client.sessions.create()
+    stale = session.info.etag
+    fresh = session.append("x", if_match=stale).etag
+    assert fresh
+    assert fresh != stale
+    changes: list[Callable[[str | None], object]] = [
+        lambda etag: session.append("y", if_match=etag),
+        lambda etag: session.append_stream(["y"], if_match=etag),
+        lambda etag: session.generate("y", if_match=etag),
+        lambda etag: list(session.stream("y", if_match=etag)),
+        lambda etag: session.fork(if_match=etag),
+        lambda etag: client.sessions.update(session.id, metadata={}, if_match=etag),
+        lambda etag: client.sessions.delete(session.id, if_match=etag),
+    ]
+    for change in changes:
+        with pytest.raises(PreconditionFailed):
+            change(stale)
+    assert script.texts[session.id] == "x"
+    after = session.generate("z", if_match=fresh.strip('"')).etag
+    assert session.refresh().etag == after != fresh
+    session.append("w", if_match="*")
+    client.sessions.delete(session.id, if_match=session.refresh().etag)
+    assert not script.sessions
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import httpx2
 import pytest
 from palimpsest import ApiError, Conflict, InvalidRequest, NotFound, Segment, Session, UnexpectedAnswer
 from palimpsest.cli.format import relative, size
-from palimpsest.records import Mailbox, read, socket_url
+from palimpsest.mailbox import Mailbox
+from palimpsest.records import read, socket_url
 from palimpsest.retry import RetryPolicy
 from palimpsest.wire import api_error, parse, response_error, retry_after
 
@@ -78,26 +79,95 @@ def test_socket_addresses(base: str, expected: str) -> None:
     assert socket_url(httpx2.URL(base), "a/b") == expected
 
 
+GENERATE = {"type": "generate", "op_id": "op_1"}
+STARTED = {"type": "generation.started", "op_id": "op_1", "generation_id": "gen_1"}
+COMPLETED = {"type": "generation.completed", "generation": {"id": "gen_1"}}
+
+
+def delta(index: int, name: str = "gen_1") -> dict[str, object]:
+    return {"type": "generation.delta", "generation_id": name, "index": index}
+
+
+def kinds(mailbox: Mailbox, key: str) -> list[object]:
+    """What kinds of records wait for an operation."""
+    found = []
+    while (record := mailbox.take(key)) is not None:
+        found.append(record["type"])
+    return found
+
+
 def test_the_mailbox_sorts_and_drops() -> None:
     mailbox = Mailbox()
-    mailbox.open("op_1")
-    mailbox.deliver({"type": "generation.started", "op_id": "op_1", "generation_id": "gen_1"})
-    mailbox.deliver({"type": "generation.delta", "generation_id": "gen_2"})
-    mailbox.deliver({"type": "generation.delta", "generation_id": "gen_1"})
-    taken = [mailbox.take("op_1") for _ in range(3)]
-    assert [record and record["type"] for record in taken] == ["generation.started", "generation.delta", None]
+    mailbox.open("op_1", GENERATE)
+    for record in (STARTED, delta(0, "gen_2"), delta(0)):
+        mailbox.deliver(record)
+    assert kinds(mailbox, "op_1") == ["generation.started", "generation.delta"]
     mailbox.deliver({"type": "error", "op_id": "op_1", "error": {"code": "not_found"}})
     with pytest.raises(NotFound):
         mailbox.take("op_1")
 
 
+def test_the_mailbox_sends_again_what_has_no_whole_answer() -> None:
+    mailbox = Mailbox()
+    for key in ("op_0", "op_1", "op_2", "op_3", "op_4"):
+        mailbox.open(key, GENERATE | {"op_id": key})
+    mailbox.close("op_0")
+    for record in (STARTED, delta(0), delta(1)):
+        mailbox.deliver(record)
+    mailbox.deliver(STARTED | {"op_id": "op_3", "generation_id": "gen_3"})
+    mailbox.deliver(COMPLETED | {"generation": {"id": "gen_3"}})
+    again = mailbox.reconnect()
+    assert again == [
+        {"type": "resume", "op_id": "op_1", "generation_id": "gen_1", "after": 2},
+        GENERATE | {"op_id": "op_2"},
+        GENERATE | {"op_id": "op_4"},
+    ]
+    for told_again in (STARTED, delta(1), delta(2), COMPLETED):
+        mailbox.deliver(told_again)
+    assert kinds(mailbox, "op_1") == ["generation.started", *["generation.delta"] * 3, "generation.completed"]
+    assert len(mailbox.reconnect()) == 2
+
+
+def test_missing_events_are_noticed() -> None:
+    mailbox = Mailbox()
+    mailbox.open("op_1", GENERATE)
+    mailbox.deliver(STARTED)
+    mailbox.deliver(delta(0))
+    with pytest.raises(UnexpectedAnswer, match="events 2 to 2 of gen_1"):
+        mailbox.deliver(delta(2))
+
+
 def test_a_generation_left_before_it_has_a_name_is_cancelled_when_it_gets_one() -> None:
     mailbox = Mailbox()
-    mailbox.open("op_1")
+    mailbox.open("op_1", GENERATE)
     assert mailbox.cancel("op_1") is None
     mailbox.close("op_1")
-    started = {"type": "generation.started", "op_id": "op_1", "generation_id": "gen_1"}
-    assert mailbox.deliver(started) == {"type": "cancel", "generation_id": "gen_1"}
+    assert mailbox.deliver(STARTED) == {"type": "cancel", "generation_id": "gen_1"}
+    assert mailbox.deliver(delta(0)) is None
+    mailbox.deliver(COMPLETED)
+    assert mailbox.reconnect() == []
+
+
+def test_a_cancel_that_missed_is_sent_again_and_is_nobodys_error() -> None:
+    mailbox = Mailbox()
+    mailbox.open("op_1", GENERATE)
+    mailbox.deliver(STARTED)
+    cancel = mailbox.cancel("op_1")
+    assert cancel is not None
+    assert mailbox.cancel("op_1") is None
+    missed = {"type": "error", "error": {"message": "m", "code": "not_found"}}
+    assert mailbox.deliver(missed) is None
+    assert mailbox.deliver(delta(0)) == cancel
+    mailbox.reconnect()
+    assert mailbox.deliver(delta(1)) == cancel
+
+
+def test_pongs_are_shared_out_in_turn() -> None:
+    mailbox = Mailbox()
+    for key in ("one", "two"):
+        mailbox.open(key, {"type": "ping"})
+    mailbox.deliver({"type": "pong"})
+    assert (kinds(mailbox, "two"), kinds(mailbox, "one")) == ([], ["pong"])
 
 
 def test_an_error_that_answers_nothing_in_particular_is_raised_at_once() -> None:

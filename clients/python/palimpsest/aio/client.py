@@ -10,11 +10,14 @@ import httpx2
 
 from palimpsest import calls
 from palimpsest.aio.session import AsyncSessionHandle
+from palimpsest.aio.stream import AsyncEventStream
 from palimpsest.aio.transport import AsyncTransport
+from palimpsest.bodies import Exported, async_pieces, open_exported
 from palimpsest.calls import Order
 from palimpsest.client import DEFAULT_URL, http_settings
 from palimpsest.errors import Unavailable
 from palimpsest.retry import RetryPolicy
+from palimpsest.telling import Telling
 from palimpsest.types import Model, Session, SessionPage
 
 
@@ -54,6 +57,27 @@ class AsyncClient:
         """What the server says it is."""
         return await self._transport.run(calls.version())
 
+    async def import_session(
+        self, source: Exported, *, ttl_seconds: int | None = None, op_id: str | None = None
+    ) -> AsyncSessionHandle:
+        """A new session from what `export` made: its bytes, or the path of a file that has them.
+
+        The server checks all of it before it stores any. Raises `InvalidRequest` when it refuses.
+        """
+        with open_exported(source) as (size, body):
+            session = await self._transport.run(
+                calls.import_session(size, ttl_seconds, op_id), lambda: async_pieces(body())
+            )
+        return AsyncSessionHandle(self._transport, session)
+
+    def resume(self, generation_id: str, after: int = -1) -> AsyncEventStream:
+        """The events of a generation behind event number `after` (-1: all of them), and on if it was stopped or broke off.
+
+        Raises `NotFound` for one that left no trace, was too long ago, or whose session is gone.
+        """
+        call = calls.resume(generation_id, after)
+        return AsyncEventStream(self._transport, call, Telling(generation_id, after))
+
     async def close(self) -> None:
         """Let go of all connections."""
         await self._transport.http.aclose()
@@ -81,9 +105,13 @@ class AsyncSessions:
         ttl_seconds: int | None = None,
         model: str | None = None,
         memory: str | None = None,
+        op_id: str | None = None,
     ) -> AsyncSessionHandle:
-        """A new session. `system` is its first message; without `ttl_seconds` it stays until deleted."""
-        session = await self._transport.run(calls.create_session(system, metadata, ttl_seconds, model, memory))
+        """A new session. `system` is its first message; without `ttl_seconds` it stays until deleted.
+
+        With the same `op_id` it is made once, however often it is asked for.
+        """
+        session = await self._transport.run(calls.create_session(system, metadata, ttl_seconds, model, memory, op_id))
         return AsyncSessionHandle(self._transport, session)
 
     async def get(self, session_id: str) -> AsyncSessionHandle:
@@ -114,10 +142,8 @@ class AsyncSessions:
         if_match: str | None = None,
     ) -> Session:
         """Replace the metadata or set the lifetime. Raises `PreconditionFailed` when `if_match` is stale."""
-        given = {"metadata": None if metadata is None else dict(metadata), "ttl_seconds": ttl_seconds}
-        changes = {name: value for name, value in given.items() if value is not None}
-        return await self._transport.run(calls.update_session(session_id, changes, if_match))
+        return await self._transport.run(calls.update_session(session_id, metadata, ttl_seconds, if_match))
 
-    async def delete(self, session_id: str) -> None:
-        """Remove the session and everything stored of it."""
-        await self._transport.run(calls.delete_session(session_id))
+    async def delete(self, session_id: str, *, if_match: str | None = None) -> None:
+        """Remove the session and everything stored of it. Raises `PreconditionFailed` when `if_match` is stale."""
+        await self._transport.run(calls.delete_session(session_id, if_match))

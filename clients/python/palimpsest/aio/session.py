@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 from typing import Unpack
 
 from palimpsest import calls
@@ -11,7 +14,8 @@ from palimpsest.aio.transport import AsyncTransport
 from palimpsest.aio.websocket import AsyncSessionSocket
 from palimpsest.bodies import AsyncTextSource, async_pieces, rewinder
 from palimpsest.calls import Wait
-from palimpsest.records import Encoding
+from palimpsest.errors import SocketClosed
+from palimpsest.records import Encoding, Endpoint, socket_url
 from palimpsest.types import Generation, Memory, Message, Sampling, Segment, Session
 
 
@@ -39,15 +43,22 @@ class AsyncSessionHandle:
         messages: Sequence[Message] | None = None,
         op_id: str | None = None,
         wait: Wait = "memory",
+        if_match: str | None = None,
     ) -> Segment:
-        """Take in text or messages. With the same `op_id` it is applied once, however often it is sent.
+        """Take in text or messages. With the same `op_id` it is applied once, however often it is sent. Raises
+        `PreconditionFailed` when the session is not in the state `if_match` names any more.
 
         `wait="journal"` returns as soon as it cannot be lost, before it is in memory.
         """
-        return await self._transport.run(calls.append(self.id, text, messages, op_id, wait))
+        return await self._transport.run(calls.append(self.id, text, messages, op_id, wait, if_match))
 
     async def append_stream(
-        self, source: AsyncTextSource, *, op_id: str | None = None, wait: Wait = "memory"
+        self,
+        source: AsyncTextSource,
+        *,
+        op_id: str | None = None,
+        wait: Wait = "memory",
+        if_match: str | None = None,
     ) -> Segment:
         """Take in a file or an iterable, plain or asynchronous, of text (str, or UTF-8 bytes) in one request.
 
@@ -60,7 +71,7 @@ class AsyncSessionHandle:
                 rewind()
             return async_pieces(source)
 
-        call = calls.append_stream(self.id, op_id, wait, rewindable=rewind is not None)
+        call = calls.append_stream(self.id, op_id, wait, if_match, rewindable=rewind is not None)
         return await self._transport.run(call, body)
 
     async def generate(
@@ -69,11 +80,17 @@ class AsyncSessionHandle:
         *,
         messages: Sequence[Message] | None = None,
         remember: bool = True,
+        op_id: str | None = None,
+        if_match: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Continue the session and wait for the whole text. `remember=False` leaves no trace in it."""
+        """Continue the session and wait for the whole text. `remember=False` leaves no trace in it.
+
+        With the same `op_id` it is generated once, however often it is asked for. Raises `PreconditionFailed` when
+        the session is not in the state `if_match` names any more.
+        """
         fields = calls.generate_fields(prompt, messages, remember, sampling)
-        return await self._transport.run(calls.generate(self.id, fields))
+        return await self._transport.run(calls.generate(self.id, fields, op_id, if_match))
 
     def stream(
         self,
@@ -81,16 +98,56 @@ class AsyncSessionHandle:
         *,
         messages: Sequence[Message] | None = None,
         remember: bool = True,
+        op_id: str | None = None,
+        if_match: str | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncEventStream:
-        """The same, event by event as the text is made. Leaving the stream cancels the generation."""
+        """The same, event by event as the text is made. Leaving the stream stops the generation; `Client.resume`, or
+        asking again with the same `op_id`, goes on with it."""
         fields = calls.generate_fields(prompt, messages, remember, sampling)
-        return AsyncEventStream(self._transport, calls.stream(self.id, fields))
+        return AsyncEventStream(self._transport, calls.stream(self.id, fields, op_id, if_match))
 
-    def connect(self, encoding: Encoding = "msgpack") -> AsyncSessionSocket:
-        """A WebSocket to this session, used with `async with`."""
-        http = self._transport.http
-        return AsyncSessionSocket(http.base_url, self.id, http.headers.get("authorization"), encoding)
+    async def fork(
+        self,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        ttl_seconds: int | None = None,
+        if_match: str | None = None,
+        op_id: str | None = None,
+    ) -> AsyncSessionHandle:
+        """A new session with the same memory and a future of its own; takes no longer for a longer session.
+
+        Without `metadata` it gets a copy of this one's.
+        """
+        call = calls.fork_session(self.id, metadata, ttl_seconds, if_match, op_id)
+        return AsyncSessionHandle(self._transport, await self._transport.run(call))
+
+    async def export(self) -> bytes:
+        """The whole session, signed by the server, for `Client.import_session`."""
+        return await self._transport.run(calls.export_session(self.id))
+
+    async def export_to(self, path: str | PathLike[str]) -> None:
+        """The same into a file, piece by piece. The file changes only once all of it has come; its owner alone may
+        read it. Raises `OSError` when it cannot be written."""
+        await self._transport.save(calls.export_session(self.id), Path(path))
+
+    def connect(
+        self,
+        encoding: Encoding = "msgpack",
+        *,
+        retries: int | None = None,
+        on_lost: Callable[[SocketClosed], None] | None = None,
+    ) -> AsyncSessionSocket:
+        """A WebSocket to this session, used with `async with`.
+
+        A connection that is lost is made again, up to `retries` times in a row (by default as often as the client
+        repeats requests); `on_lost` is told of it before.
+        """
+        http, policy = self._transport.http, self._transport.policy
+        address = socket_url(http.base_url, self.id)
+        endpoint = Endpoint(address, http.headers.get("authorization"), encoding)
+        policy = policy if retries is None else replace(policy, retries=retries)
+        return AsyncSessionSocket(endpoint, policy, on_lost)
 
     async def memory(self) -> Memory:
         """What the session's memory holds."""

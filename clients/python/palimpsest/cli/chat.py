@@ -24,10 +24,10 @@ from palimpsest.cli.connection import (
     notices,
     target,
 )
-from palimpsest.cli.conversation import AnswerBroken, Conversation
+from palimpsest.cli.conversation import Conversation
 from palimpsest.cli.state import last_session, save_last_session
 from palimpsest.client import Client
-from palimpsest.errors import ApiError, NotFound
+from palimpsest.errors import ApiError, NotFound, NotResumable
 from palimpsest.session import SessionHandle
 
 
@@ -93,16 +93,14 @@ def _turn(conversation: Conversation, line: str, where: Target) -> None:
     """One question and its answer. At a terminal an error ends the turn, in a pipe the program."""
     try:
         result = conversation.turn(line)
-    except AnswerBroken:
-        _notice("\n(connected again; the question was kept, the rest of the answer is lost: ask it to go on)")
-        if not sys.stdin.isatty():
-            raise fail("the answer broke off") from None
-    except ApiError as error:
+    except (ApiError, NotResumable) as error:
         if not sys.stdin.isatty():
             raise
         _notice(explain(error, where.server))
-    else:
-        typer.echo(" (stopped)" if result.finish_reason == "cancelled" else "")
+        return
+    typer.echo(" (stopped)" if result.finish_reason == "cancelled" else "")
+    if result.finish_reason == "stop" and not result.text.strip():
+        _notice("(the model had nothing to say)")
 
 
 def _lines() -> Iterator[str]:

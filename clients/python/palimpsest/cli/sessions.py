@@ -1,4 +1,4 @@
-"""`palimpsest sessions`: list, show, delete, rename."""
+"""`palimpsest sessions`: list, show, delete, rename; `copies` has the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from palimpsest.cli import copies
 from palimpsest.cli.connection import KeyOption, ServerOption, Target, fail, friendly, target
 from palimpsest.cli.format import relative, size
 from palimpsest.types import Memory, Session
@@ -22,12 +23,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 def build() -> typer.Typer:
     """The command with its parts; alone it lists."""
-    app = typer.Typer(help="List, show, delete and rename sessions.")
+    app = typer.Typer(help="List, show, delete, rename, fork, export and import sessions.")
     app.callback(invoke_without_command=True)(root)
     app.command("list")(list_sessions)
     app.command("show")(show)
     app.command("delete")(delete)
     app.command("rename")(rename)
+    app.command("fork")(copies.fork)
+    app.command("export")(copies.export)
+    app.command("import")(copies.import_file)
     return app
 
 
@@ -37,7 +41,7 @@ def root(
     api_key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List, show, delete and rename sessions. Without a verb: list."""
+    """List, show, delete, rename, fork, export and import sessions. Without a verb: list."""
     outer = context.find_root()
     outer.obj = target(context, server, api_key)
     if context.invoked_subcommand is None:
