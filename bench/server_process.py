@@ -1,27 +1,25 @@
-"""A real server in processes of its own: started and waited for, killed without warning, or stopped in order."""
+"""A real server in processes of its own: started and waited for, killed without warning, halted, or stopped in order."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from palimpsest import Client, PalimpsestError
 
-_LISTENING = re.compile(rb"^Listening on (http://\S+)")
-_POLL_SECONDS = 0.1
+from bench.server_output import ServerOutput
+
+PATIENCE = 60.0
+"""Seconds after which something that should have happened has failed."""
+_PREFIX = "PALIMPSEST_"
 _DYING_SECONDS = 10.0
 
 
@@ -29,18 +27,40 @@ class ServerFailedError(RuntimeError):
     """The server did not do what a server does; the text names its log."""
 
 
+def wait_until(happened: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """Poll until it has happened. Raises `TimeoutError` naming `what`."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
 class ServerProcess:
     """One server at a time on a free port, with the worker processes it starts.
 
-    `settings` are variables without their prefix (`{"MODEL": …, "DATA_DIR": …}`) on top of the environment's; all that
-    the processes print is appended to the file `log`. `ready_seconds` is how long a start may take, with its model.
-    As a context manager it starts on entry, and leaves no process behind on exit.
+    `settings` are variables without their prefix (`{"model": …, "data_dir": …}`) on top of the caller's, which are ignored
+    with `alone`; `environment` holds further variables as they are, and `within` a command that executes the one given behind
+    it, such as `("nice",)`. All that the processes print is appended to the file
+    `log`. `ready_seconds` is how long a start may take, with its model. As a context manager it starts on entry, and leaves
+    no process behind on exit.
     """
 
-    def __init__(self, settings: Mapping[str, object], log: Path, *, ready_seconds: float = 300.0) -> None:
-        self._settings, self._log, self._ready_seconds = settings, log, ready_seconds
+    def __init__(
+        self,
+        settings: Mapping[str, object],
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        alone: bool = False,
+        within: Sequence[str] = (),
+        ready_seconds: float = 300.0,
+    ) -> None:
+        self.settings, self.environment = settings, environment or {}
+        self._log, self._alone, self._within, self._ready_seconds = log, alone, within, ready_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._output: _Output | None = None
+        self._output: ServerOutput | None = None
+        self._workers_awaited = 1
 
     @property
     def log(self) -> Path:
@@ -48,36 +68,128 @@ class ServerProcess:
         return self._log
 
     @property
+    def output(self) -> str:
+        """All it has printed, over all its lives."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of its sessions, which outlives it."""
+        folder = {name.upper(): value for name, value in self.settings.items()}["DATA_DIR"]
+        return Path(str(folder))
+
+    @property
+    def url(self) -> str:
+        """Where it listens in this life; waits for that. Raises `ServerFailedError`."""
+        _, output = self._running
+        try:
+            return output.url.result(self._ready_seconds)
+        except TimeoutError:
+            raise self._failure("did not listen in time") from None
+        except EOFError:
+            raise self._failure("ended before it listened") from None
+
+    @property
+    def pid(self) -> int:
+        """The HTTP process."""
+        return self._running[0].pid
+
+    @property
     def worker_pids(self) -> frozenset[int]:
         """Process ids of the workers that became ready in this life."""
         return frozenset(self._output.workers) if self._output else frozenset()
 
-    def start(self) -> str:
-        """Start, and wait until requests are taken. Returns the address. Raises `ServerFailedError`."""
+    @property
+    def worker_pid(self) -> int:
+        """The process of the newest worker."""
+        return self._running[1].workers[-1]
+
+    @property
+    def worker_rss(self) -> int:
+        """Bytes of memory the newest worker occupies."""
+        resident_pages = int(Path(f"/proc/{self.worker_pid}/statm").read_text().split()[1])
+        return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+    def client(self, *, retries: int = 0) -> Client:
+        """A client of it; each life has another address."""
+        return Client(self.url, timeout=PATIENCE, retries=retries)
+
+    def launch(self) -> None:
+        """Start, and return at once."""
         if self._process is not None:
             raise RuntimeError("this server runs already; stop or kill it first")
+        self._workers_awaited = 1
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from server.cli import main; main()", "serve"],
-            env=self._environment(),
+            [*self._within, sys.executable, "-c", "from server.cli import main; main()", "serve"],
+            env=self._variables(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the caller, who then ends this
         )
-        self._output = _Output(self._process, self._log)
+        self._output = ServerOutput(self._process, self._log)
+
+    def start(self) -> str:
+        """Start, and wait until requests are taken. Returns the address. Raises `ServerFailedError`."""
+        self.launch()
         try:
-            return self._wait_until_ready(self._output)
+            self.wait_ready()
+            return self.url
         except BaseException:
             self.kill()
             raise
 
+    def wait_ready(self) -> None:
+        """Wait until it takes requests, after `kill_worker` with another worker. Raises `ServerFailedError`."""
+        _, output = self._running
+        deadline = time.monotonic() + self._ready_seconds
+        with Client(self.url, timeout=10.0, retries=0) as client:
+            while time.monotonic() < deadline:
+                with suppress(PalimpsestError):
+                    if len(output.workers) >= self._workers_awaited and client.ready():
+                        return
+                if output.ended.is_set():
+                    raise self._failure("ended before it was ready")
+                time.sleep(0.05)
+        raise self._failure(f"was not ready after {self._ready_seconds:.0f} s")
+
+    def kill_worker(self) -> None:
+        """SIGKILL the newest worker; the server is to start another one."""
+        pid = self.worker_pid
+        self._workers_awaited = len(self._running[1].workers) + 1
+        os.kill(pid, signal.SIGKILL)
+
+    def halt_worker(self) -> None:
+        """SIGSTOP the newest worker: it holds what it holds, and does nothing."""
+        os.kill(self.worker_pid, signal.SIGSTOP)
+
+    def wake_worker(self) -> None:
+        """SIGCONT the newest worker."""
+        os.kill(self.worker_pid, signal.SIGCONT)
+
     def kill(self) -> None:
-        """SIGKILL, and wait until no process of it is left. Does nothing when none runs."""
+        """SIGKILL the HTTP process, and wait until its workers have followed. Does nothing when none runs.
+
+        Raises `ServerFailedError` when a worker had to be killed, too.
+        """
         self._end(signal.SIGKILL, 0.0)
 
     def stop(self, seconds: float = 60.0) -> None:
         """SIGTERM: the server drains and writes its sessions out. Killed when that takes longer than `seconds`."""
         self._end(signal.SIGTERM, seconds)
+
+    def send_term(self) -> None:
+        """Ask it to end, and return at once."""
+        self._running[0].terminate()
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Its exit code, when it has ended by itself."""
+        process, output = self._running
+        code = process.wait(seconds)
+        # The log is complete only now.
+        output.ended.wait(_DYING_SECONDS)
+        self._process = self._output = None
+        return code
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,30 +203,22 @@ class ServerProcess:
         else:
             self.kill()
 
-    def _environment(self) -> dict[str, str]:
-        # Keys of the caller's own server would lock this one's clients out.
-        inherited = {name: value for name, value in os.environ.items() if name != "PALIMPSEST_API_KEYS"}
-        fixed = {"HOST": "127.0.0.1", "PORT": 0, "LOG_FORMAT": "json", "LOG_LEVEL": "info"}
-        settings = {f"PALIMPSEST_{name}": str(value) for name, value in {**self._settings, **fixed}.items()}
-        return inherited | settings | {"PYTHONUNBUFFERED": "1"}
+    @property
+    def _running(self) -> tuple[subprocess.Popen[bytes], ServerOutput]:
+        if self._process is None or self._output is None:
+            raise RuntimeError("this server does not run; start it first")
+        return self._process, self._output
 
-    def _wait_until_ready(self, output: _Output) -> str:
-        deadline = time.monotonic() + self._ready_seconds
-        try:
-            url = output.url.result(self._ready_seconds)
-        except TimeoutError:
-            raise self._failure("did not listen in time") from None
-        except EOFError:
-            raise self._failure("ended before it listened") from None
-        with Client(url, timeout=10.0, retries=0) as client:
-            while time.monotonic() < deadline:
-                with suppress(PalimpsestError):
-                    if client.ready():
-                        return url
-                if output.ended.is_set():
-                    raise self._failure("ended before it was ready")
-                time.sleep(_POLL_SECONDS)
-        raise self._failure(f"was not ready after {self._ready_seconds:.0f} s")
+    def _variables(self) -> dict[str, str]:
+        # Keys of the caller's own server would lock this one's clients out.
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not (name.startswith(_PREFIX) if self._alone else name == f"{_PREFIX}API_KEYS")
+        }
+        fixed = {"HOST": "127.0.0.1", "PORT": 0, "LOG_FORMAT": "json", "LOG_LEVEL": "info"}
+        settings = {f"{_PREFIX}{name.upper()}": str(value) for name, value in {**self.settings, **fixed}.items()}
+        return inherited | settings | {"PYTHONUNBUFFERED": "1"} | dict(self.environment)
 
     def _end(self, number: signal.Signals, patience: float) -> None:
         process, output = self._process, self._output
@@ -125,44 +229,21 @@ class ServerProcess:
             process.wait(patience or _DYING_SECONDS)
         process.kill()
         process.wait()
-        # Workers notice by themselves that their parent is gone. One that does not would keep the store open.
-        if not output.ended.wait(_DYING_SECONDS):
-            for pid in output.workers:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not output.ended.wait(_DYING_SECONDS):
-                raise self._failure("left a process behind")
+        # A halted worker can notice nothing.
+        _send_all(output.workers, signal.SIGCONT)
+        followed = output.ended.wait(_DYING_SECONDS)
+        if not followed:
+            _send_all(output.workers, signal.SIGKILL)
+            output.ended.wait(_DYING_SECONDS)
         self._process = self._output = None
+        if not followed:
+            raise self._failure("left a worker behind, which had to be killed")
 
     def _failure(self, what: str) -> ServerFailedError:
         return ServerFailedError(f"the server {what}; its log is {self._log}")
 
 
-class _Output:
-    """Copies what a server's processes print to a file, and picks out what has to be known.
-
-    All of them write into one pipe: when it ends, none of them is left.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        assert isinstance(process.stdout, BufferedReader)
-        self.url: Future[str] = Future()
-        self.ended = threading.Event()
-        self.workers: set[int] = set()
-        threading.Thread(target=self._copy, args=(process.stdout, log), name="server output", daemon=True).start()
-
-    def _copy(self, pipe: BufferedReader, log: Path) -> None:
-        with pipe, log.open("ab", buffering=0) as file:
-            for line in pipe:
-                file.write(line)
-                self._note(line)
-        if not self.url.done():
-            self.url.set_exception(EOFError())
-        self.ended.set()
-
-    def _note(self, line: bytes) -> None:
-        if not self.url.done() and (found := _LISTENING.match(line)):
-            self.url.set_result(found[1].decode())
-        elif b'"worker ready"' in line:
-            with suppress(ValueError):
-                self.workers.add(int(json.loads(line)["pid"]))
+def _send_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,31 +10,31 @@ import torch
 from palimpsest import Client
 from palimpsest.session import SessionHandle
 
-from models.calibration import Calibration
+from bench.server_process import ServerProcess
+from bench.tiny_model import calibrate_tiny_model
 from models.codec import StateKind
 from models.load import LoadedModel, load_model
-from models.weights.checkpoint import load_checkpoint
-from tests.integration.server_process import ServerProcess
 from tests.integration.texts import plain_text
 
 StartServer = Callable[..., ServerProcess]
 
 MEMORY = {"window": 32, "segment": 16, "slots": 24, "sinks": 4}
-HEADS = ((1, 0, 0.9), (2, 1, 0.8), (3, 0, 0.7))
+
+
+def server_in(folder: Path, settings: Mapping[str, object]) -> ServerProcess:
+    """A server that has its log and its data in `folder`."""
+    return ServerProcess({**settings, "data_dir": folder / "data"}, folder / "server.log", alone=True)
 
 
 @pytest.fixture(scope="session")
 def calibration(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Retrieval heads of the tiny model, chosen freely: a random model has none."""
-    path = tmp_path_factory.mktemp("calibration") / "tiny.json"
-    fingerprint = load_checkpoint(str(tiny_model)).fingerprint
-    Calibration(model="tiny", fingerprint=fingerprint, heads=HEADS, keep=len(HEADS), measured={}).write(path)
-    return path
+    return calibrate_tiny_model(tiny_model, tmp_path_factory.mktemp("calibration") / "tiny.json")
 
 
 @pytest.fixture(scope="session")
-def server_environment(tiny_model: Path, calibration: Path) -> dict[str, str]:
-    settings = {
+def server_settings(tiny_model: Path, calibration: Path) -> dict[str, object]:
+    return {
         **MEMORY,
         "model": tiny_model,
         "calibration": calibration,
@@ -44,7 +44,6 @@ def server_environment(tiny_model: Path, calibration: Path) -> dict[str, str]:
         "drain_seconds": 10,
         "send_timeout_seconds": 2,
     }
-    return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 @pytest.fixture(scope="session")
@@ -60,26 +59,21 @@ def state_kind(tiny: LoadedModel) -> StateKind:
 
 
 @pytest.fixture(scope="session")
-def server(server_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(server_settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One for all tests that leave it running."""
-    process = ServerProcess(tmp_path_factory.mktemp("server"), server_environment)
-    try:
-        process.start()
+    with server_in(tmp_path_factory.mktemp("server"), server_settings) as process:
         yield process
-    finally:
-        process.clean_up()
 
 
 @pytest.fixture
-def start_server(server_environment: dict[str, str], tmp_path: Path) -> Iterator[StartServer]:
+def start_server(server_settings: dict[str, object], tmp_path: Path) -> Iterator[StartServer]:
     """Starts a server of the test's own, with settings it wants otherwise."""
     begun: list[ServerProcess] = []
 
     def start(*, ready: bool = True, **settings: object) -> ServerProcess:
-        changed = {f"PALIMPSEST_{name.upper()}": str(value) for name, value in settings.items()}
         folder = tmp_path / f"server-{len(begun)}"
         folder.mkdir()
-        process = ServerProcess(folder, {**server_environment, **changed})
+        process = server_in(folder, {**server_settings, **settings})
         begun.append(process)
         if ready:
             process.start()
@@ -91,7 +85,7 @@ def start_server(server_environment: dict[str, str], tmp_path: Path) -> Iterator
         yield start
     finally:
         for process in begun:
-            process.clean_up()
+            process.stop()
 
 
 @pytest.fixture
@@ -106,15 +100,10 @@ def session(client: Client) -> SessionHandle:
 
 
 @pytest.fixture(scope="session")
-def narrow(server_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def narrow(server_settings: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with room for a single session."""
-    environment = {**server_environment, "PALIMPSEST_RESIDENT_SESSIONS": "1"}
-    process = ServerProcess(tmp_path_factory.mktemp("narrow"), environment)
-    try:
-        process.start()
+    with server_in(tmp_path_factory.mktemp("narrow"), {**server_settings, "resident_sessions": 1}) as process:
         yield process
-    finally:
-        process.clean_up()
 
 
 @pytest.fixture(scope="session")

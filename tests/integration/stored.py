@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.server_process import wait_until
 from models.codec import StateKind, decode_state
 from server.store.base import StoredSession
 from server.store.embedded import EmbeddedStore
-from tests.integration.server_process import wait_until
 
 
 def stored_session(data_dir: Path, session_id: str) -> StoredSession:

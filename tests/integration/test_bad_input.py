@@ -17,8 +17,8 @@ from palimpsest.session import SessionHandle
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from bench.server_process import ServerProcess, wait_until
 from tests.integration.continuing import assert_alike
-from tests.integration.server_process import ServerProcess, wait_until
 from tests.integration.test_socket import socket_url
 from tests.integration.texts import plain_text
 

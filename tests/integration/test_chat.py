@@ -5,11 +5,11 @@ from __future__ import annotations
 from palimpsest import Client
 from palimpsest.types import Message
 
+from bench.server_process import ServerProcess
 from models.codec import StateKind
 from models.load import LoadedModel
 from models.tokenizer import Tokenizer
 from tests.integration.continuing import assert_alike
-from tests.integration.server_process import ServerProcess
 from tests.integration.stored import assert_same_state, saved_state
 from tests.integration.texts import plain_text
 

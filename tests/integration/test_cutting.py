@@ -8,9 +8,9 @@ import pytest
 from palimpsest import Client
 from palimpsest.session import SessionHandle
 
+from bench.server_process import ServerProcess
 from models.codec import StateKind
 from tests.integration.continuing import assert_alike, greedy
-from tests.integration.server_process import ServerProcess
 from tests.integration.stored import assert_same_state, saved_state
 from tests.integration.texts import cut, mixed_text, plain_text
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from palimpsest import Client, GenerationCompleted, GenerationDelta, PalimpsestError
 from palimpsest.session import SessionHandle
 
+from bench.server_process import ServerProcess
 from models.codec import StateKind
 from tests.integration.conftest import StartServer
 from tests.integration.continuing import assert_alike, greedy
-from tests.integration.server_process import ServerProcess
 from tests.integration.stored import assert_same_state, saved_state
 from tests.integration.texts import cut, mixed_text, plain_text
 
@@ -45,7 +45,7 @@ class Append:
 
 def recover(server: ServerProcess, whole: bool) -> None:
     if whole:
-        server.restart()
+        server.start()
     else:
         server.wait_ready()
 
@@ -65,7 +65,7 @@ def strike(server: ServerProcess, choose: random.Random, whole: bool) -> None:
     else:
         time.sleep(choose.uniform(0, 0.5))
     if whole:
-        server.kill_all()
+        server.kill()
     else:
         server.kill_worker()
 
@@ -154,7 +154,7 @@ def test_what_was_seen_of_a_generation_is_remembered(client: Client, start_serve
         with victim.client() as before:
             session = before.sessions.create()
             begin = session.append(text).position
-            kill = victim.kill_all if whole else victim.kill_worker
+            kill = victim.kill if whole else victim.kill_worker
             seen = seen_before_the_kill(session, kill, choose.randint(1, 40))
         recover(victim, whole)
         with victim.client() as after:

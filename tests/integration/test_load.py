@@ -10,8 +10,8 @@ from palimpsest import GenerationDelta
 from palimpsest.session import SessionHandle
 from palimpsest.types import Segment
 
+from bench.server_process import ServerProcess
 from tests.integration.continuing import greedy
-from tests.integration.server_process import ServerProcess
 from tests.integration.texts import plain_text
 
 STREAMS = 16

@@ -9,8 +9,8 @@ import pytest
 from palimpsest import Client, Conflict, InvalidRequest, NotFound, PalimpsestError
 from palimpsest.session import SessionHandle
 
+from bench.server_process import ServerProcess, wait_until
 from tests.integration.continuing import assert_alike
-from tests.integration.server_process import ServerProcess, wait_until
 from tests.integration.texts import plain_text
 
 

@@ -8,8 +8,8 @@ import pytest
 from palimpsest import Client, InvalidRequest
 from palimpsest.session import SessionHandle
 
+from bench.server_process import ServerProcess
 from tests.integration.continuing import assert_alike, greedy
-from tests.integration.server_process import ServerProcess
 from tests.integration.stored import settled_session
 from tests.integration.texts import plain_text
 

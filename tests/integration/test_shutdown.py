@@ -33,12 +33,12 @@ def test_sigterm_lets_generations_end_and_saves_everything(
     assert isinstance(last, GenerationCompleted)
     assert last.generation.finish_reason != "cancelled"
     assert mine.wait() == 0
-    assert "Traceback" not in mine.log
-    assert "Fatal" not in mine.log
+    assert "Traceback" not in mine.output
+    assert "Fatal" not in mine.output
     stored = stored_session(mine.data_dir, session.id)
     assert stored.snapshot_position == stored.record.journaled == last.generation.position
     assert not stored.tail
-    mine.restart()
+    mine.start()
     with mine.client() as second:
         again = second.sessions.get(session.id)
         assert go_on(again).position > last.generation.position
@@ -67,8 +67,8 @@ def test_an_append_that_waits_to_be_read_does_not_hold_up_the_end(start_server: 
         refusal = waiting.exception()
         assert isinstance(refusal, Unavailable)
         assert refusal.code == "draining"
-    assert "Traceback" not in mine.log
-    mine.restart()
+    assert "Traceback" not in mine.output
+    mine.start()
     with mine.client() as client:
         again = client.sessions.get(session.id)
         answer = again.append("kelo rati nura seti. " * 8000, op_id="one")
@@ -78,12 +78,12 @@ def test_an_append_that_waits_to_be_read_does_not_hold_up_the_end(start_server: 
 def test_a_model_that_cannot_be_loaded_ends_the_server(start_server: StartServer, tmp_path: Path) -> None:
     mine = start_server(ready=False, model=tmp_path / "nothing")
     assert mine.wait() == 1
-    assert "there is no model at" in mine.log
-    assert "Traceback" not in mine.log
-    assert "Fatal" not in mine.log
+    assert "there is no model at" in mine.output
+    assert "Traceback" not in mine.output
+    assert "Fatal" not in mine.output
 
 
 def test_a_model_without_calibration_says_what_to_do(start_server: StartServer) -> None:
     mine = start_server(ready=False, calibration="")
     assert mine.wait() == 1
-    assert "palimpsest-server calibrate" in mine.log
+    assert "palimpsest-server calibrate" in mine.output

@@ -12,8 +12,8 @@ from palimpsest.records import Encoding
 from palimpsest.session import SessionHandle
 from websockets.sync.client import connect
 
+from bench.server_process import ServerProcess, wait_until
 from tests.integration.continuing import assert_alike, greedy
-from tests.integration.server_process import ServerProcess, wait_until
 from tests.integration.texts import plain_text
 
 LONG = {"max_tokens": 300, "temperature": 0.0}
