@@ -18,6 +18,7 @@ from server.pool.local import LocalPool
 from server.routes.health import server_version
 from server.serving import create_server
 from server.settings import InvalidSettingsError, Settings, load
+from server.store.base import Store
 from server.store.factory import create_store
 
 main = typer.Typer(
@@ -55,7 +56,7 @@ def serve(
     configure_logs(settings)
     _announce(settings)
     pool = LocalPool(settings, on_hopeless=lambda: server.give_up())
-    app = create_app(settings, pool, create_store(settings))
+    app = create_app(settings, pool, _store(settings))
     server = create_server(settings, app, lambda url: typer.echo(f"Listening on {url}", err=True))
     # uvicorn raises signals again once everything has ended in order: being told to stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -94,12 +95,23 @@ def version() -> None:
     typer.echo(server_version())
 
 
+def _store(settings: Settings) -> Store:
+    try:
+        return create_store(settings)
+    except InvalidSettingsError as error:
+        raise _refused(error) from None
+
+
 def _settings(**options: Any) -> Settings:
     try:
         return load(**{name: value for name, value in options.items() if value is not None})
     except InvalidSettingsError as error:
-        typer.echo(f"These settings cannot work:\n{error}", err=True)
-        raise typer.Exit(2) from None
+        raise _refused(error) from None
+
+
+def _refused(error: InvalidSettingsError) -> typer.Exit:
+    typer.echo(f"These settings cannot work:\n{error}", err=True)
+    return typer.Exit(2)
 
 
 def _announce(settings: Settings) -> None:

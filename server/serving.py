@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from server.errors import ServerError
 from server.link import MAX_FRAME_BYTES
 from server.service import Service
 from server.settings import Settings
@@ -34,7 +36,13 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open everything, listen, and say where."""
+        """Open everything, listen, and say where. A store that must not be used ends it: the log says why."""
+        try:
+            await self._service.store.open()
+        except ServerError as error:
+            structlog.get_logger("server.serving").error("the store cannot be used", reason=error.message)
+            self.give_up()
+            return
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -91,7 +91,6 @@ class Settings(BaseSettings):
 
     store: str = Field(
         "embedded",
-        pattern=r"^(embedded|(redis|rediss|redis\+sentinel|rediss\+sentinel|redis\+cluster|rediss\+cluster)://\S+)$",
         description=(
             "Where sessions live: `embedded` (in data_dir), redis://host:port/db, "
             "redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port,host:port; rediss…:// for TLS."
@@ -183,6 +182,13 @@ class Settings(BaseSettings):
                 raise ValueError("neither a key nor a tenant may be empty")
             if not all("!" <= character <= "~" for character in secret):
                 raise ValueError("a key may hold visible ASCII characters only")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if value != "embedded" and not re.match(r"rediss?(\+sentinel|\+cluster)?://[^\s/]", value):
+            raise ValueError("must be embedded, or a URL such as redis://localhost:6379/0")
         return value
 
     @field_validator("encryption_keys")

@@ -4,7 +4,8 @@ A session is a record, a journal of token ids and up to two snapshots: the curre
 which the conformance suite in tests/server/store checks for every store:
 
 1.  What `journal` has accepted survives the death of the process, and that of the machine where `durability` says so.
-2.  The journal of a session is gap-free: an entry is accepted only at `journaled`, the count of tokens journaled so far.
+2.  The journal of a session is gap-free: an entry is accepted only at `journaled`, the count of tokens journaled so far. One at
+    another place, or a snapshot beyond it, is of a history that the store lost, and is refused like a stale lease.
 3.  A write carries a lease. One whose fencing number is not the session's newest is refused with `StaleLease` and changes
     nothing, however late it arrives. Expiry of a lease only lets somebody else acquire: the fence alone decides who may write.
 4.  `save_snapshot` makes snapshot and pointer visible together or not at all. The journal is trimmed only as far as the oldest
@@ -27,6 +28,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from server.errors import StaleLease
 
 Turn = Literal["none", "asked", "open", "ended"]
 """Where a chat stands. `none`: no template used, or all turns closed. `asked`: the last message was the user's, an answer is due.
@@ -99,6 +102,14 @@ class Lease:
 
     session_id: str
     fence: int
+
+
+def other_history(session_id: str, there: int, wanted: int) -> StaleLease:
+    """The refusal of a writer who believes in another length of the journal than the store."""
+    return StaleLease(
+        f"The store has {there} tokens of session {session_id}, and its writer {wanted}: the store has lost what it had, or "
+        "another has written. Try again: the session is read anew."
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from server.errors import Internal, OperationMismatch, ServerError
 from server.store import embedded_generations
-from server.store.base import AlreadyApplied, JournalEntry, OperationRecord
+from server.store.base import AlreadyApplied, JournalEntry, OperationRecord, other_history
 from server.store.embedded_database import Database
 from server.store.embedded_leases import Writable, leased
 from server.store.embedded_sessions import check_match, encode_text, expiry, head, new_tag
@@ -77,10 +77,7 @@ def _apply(database: Database, entry: JournalEntry, recorded_since: float, now: 
 
 def _check_shape(entry: JournalEntry, session: Writable) -> None:
     if entry.start != session.journaled:
-        raise Internal(
-            f"Session {session.id} has {session.journaled} tokens in its journal; an entry that begins at "
-            f"{entry.start} would leave a gap or write some twice. Load the session again."
-        )
+        raise other_history(session.id, session.journaled, entry.start)
     if entry.silent and entry.tokens:
         raise Internal(f"A silent entry of session {session.id} brings {len(entry.tokens)} tokens; it must bring none")
     pack_tokens(entry.tokens)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from server.errors import Internal, StateRefused, StoreUnavailable
-from server.store.base import Lease, SessionRecord
+from server.errors import StateRefused, StoreUnavailable
+from server.store.base import Lease, SessionRecord, other_history
 from server.store.embedded_database import Database
 from server.store.embedded_leases import Writable, leased
 from server.store.embedded_sessions import head, unreferenced
@@ -149,9 +149,7 @@ def remove_unreferenced(database: Database, names: Sequence[str], remove: Callab
 
 def _is_newer(database: Database, session: Writable, position: int) -> bool:
     if not 0 <= position <= session.journaled:
-        raise Internal(
-            f"A snapshot of session {session.id} at {position} cannot cover a journal of {session.journaled} tokens"
-        )
+        raise other_history(session.id, session.journaled, position)
     known = pointers(database, session.id)
     return not known or position >= known[0].position
 

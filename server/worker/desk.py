@@ -94,9 +94,7 @@ class Desk:
             )
         return self._appended(request, known.tokens, known.position, known.etag, applied=False)
 
-    def _appended(
-        self, request: Append, tokens: int, position: int, etag: str | None, *, applied: bool
-    ) -> Appended:
+    def _appended(self, request: Append, tokens: int, position: int, etag: str | None, *, applied: bool) -> Appended:
         return Appended(
             op_id=request.op_id,
             tokens=tokens,

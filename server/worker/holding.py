@@ -19,7 +19,8 @@ from server.worker.session import Session
 
 _LISTEN_SECONDS = 5.0
 _PAUSE_SECONDS = 0.5
-_DECLINE_SECONDS = 1.0
+_DECLINE_SECONDS = 0.3
+"""How long others need not ask again: a generation may end at any moment."""
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.01, 0.1
 
 log = structlog.get_logger()

@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 
 from server.errors import PreconditionFailed, SessionBusy
 from server.settings import Settings
-from server.store.base import AlreadyApplied, GenerationRecord, JournalEntry, OperationRecord, Store
+from server.store.base import AlreadyApplied, GenerationRecord, JournalEntry, OperationRecord, Store, other_history
 from server.worker.engine import Engine
 from server.worker.journal import Journal
 from server.worker.session import Session
@@ -59,7 +59,8 @@ class Intakes:
             etag = await self._journal.add(entry)
         except AlreadyApplied:
             raise SessionBusy("the same operation is being applied right now; ask again") from None
-        except PreconditionFailed:  # refused before anything was written: the session is as it was
+        except PreconditionFailed:
+            await self._drop_if_elsewhere(session)
             raise
         except Exception as error:
             self._engine.drop(session, error)
@@ -71,9 +72,16 @@ class Intakes:
         self._engine.wake()
         return etag
 
+    async def _drop_if_elsewhere(self, session: Session) -> None:
+        """An ETag that the client had from us may be unknown to a store that lost its newest writes: then we are ahead of it."""
+        journaled = (await self._store.head(session.key)).journaled
+        if journaled != session.journaled:
+            self._engine.drop(session, other_history(session.key, journaled, session.journaled))
+
     async def check_match(self, session: Session, if_match: frozenset[str] | None) -> None:
         """Raise `PreconditionFailed` if the session's ETag is another, for a request that journals nothing."""
         if if_match is not None and (await self._store.head(session.key)).etag not in if_match:
+            await self._drop_if_elsewhere(session)
             raise PreconditionFailed("the session has changed since; get it again and use its new ETag")
 
     async def backlog(self, session: Session) -> None:

@@ -90,7 +90,8 @@ def test_secrets_are_not_shown() -> None:
         ("API_KEYS", '{"white space": "a"}', "visible ASCII"),
         ("ENCRYPTION_KEYS", '{"new": "white space"}', "not base64"),
         ("EXPORT_KEYS", f'{{"mine": "{KEY}"}}', "mine"),
-        ("STORE", "mysql://here", "redis"),
+        ("STORE", "mysql://here", "redis://localhost"),
+        ("STORE", "redis://", "redis://localhost"),
         ("SNAPSHOT_GENERATIONS", "3", "less than or equal to 2"),
     ],
 )

@@ -54,6 +54,7 @@ async def test_it_stays_where_it_generates(work: Work) -> None:
         assert not running.done()
         await running
         position = await one.position("it")
+        await asyncio.sleep(0.5)
         assert (await two.append("it")).position > position
 
 
