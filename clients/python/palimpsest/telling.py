@@ -39,7 +39,9 @@ class Telling:
         """What a failed connection means to somebody who was told a part already; else the error as it is."""
         if not self._begun:
             return error
-        if isinstance(error, NotFound):
+        if (
+            isinstance(error, NotFound) and error.status is not None
+        ):  # without one it came inside the stream: it had not broken
             return self.not_resumable(error)
         return self.broken_off(error) if isinstance(error, ConnectionFailed) else error
 
