@@ -1,0 +1,3 @@
+-- What time it is where the key lies.
+-- KEYS: any. ARGV: clock.
+return {seconds(now())}
