@@ -41,6 +41,13 @@ class Gate:
         except FAILURES as error:
             self.note(error)
             raise
+        except RuntimeError as error:
+            # So says uvloop when it is to write to a connection that was reset a moment ago.
+            if "handler is closed" not in str(error):
+                raise
+            lost = redis.ConnectionError("the connection was closed")
+            self.note(lost)
+            raise lost from error
         except asyncio.CancelledError:
             # Callers cannot cancel what talks to Redis: its time has run out.
             self._silent(1)

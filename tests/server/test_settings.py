@@ -6,7 +6,6 @@ import pytest
 
 from server.settings import PREFIX, InvalidSettingsError, Settings, load
 
-
 KEY = "A" * 43 + "="
 
 
