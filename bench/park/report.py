@@ -10,7 +10,7 @@ from rich.table import Table
 from bench.park.cycle import Parked
 from bench.park.reread import Reread
 
-STEPS = ("encode", "seal", "journal", "save", "load", "restore", "first_token", "resume")
+STEPS = ("encode", "seal", "journal", "save", "load", "restore", "first_token", "resume", "fork")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Row:
     restore_ms: float
     first_token_ms: float
     resume_ms: float
+    fork_ms: float
 
 
 def row(tokens: int, parked: Parked, redis_bytes: int, own_speed: float, llama: Reread | None) -> Row:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from server.errors import NotFound, ServerError, SessionBusy, SessionHeld, StaleLease, StoreUnavailable
+from server.errors import NotFound, ServerError, SessionBusy, SessionHeld, StaleLease
 from server.failpoints import failpoint
 from server.settings import Settings
 from server.store.base import Lease, LeaseHeld, Store
@@ -107,7 +107,7 @@ class Holdings:
                 continue
             try:
                 await self._renew(held)
-            except StoreUnavailable as error:
+            except ServerError as error:
                 # Nothing is lost by waiting: whoever took one over has a newer fence, and our next write will be refused.
                 log.warning("leases not renewed", sessions=len(held), reason=error.message)
 
@@ -129,7 +129,7 @@ class Holdings:
         while True:
             try:
                 wanted = await self._store.wanted(self._owner, _LISTEN_SECONDS)
-            except StoreUnavailable:
+            except ServerError:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             for session_id in {*wanted} - self._leaving:
@@ -144,8 +144,8 @@ class Holdings:
                 await self._disown(session_id)
             else:
                 await self._leave(session)
-        except ServerError as error:  # the other one asks again, or waits for the lease to end
-            log.info("session not handed over", session_id=session_id, reason=error.message)
+        except (ServerError, LeaseHeld) as error:  # the other one asks again, waits for the lease to end, or has it by now
+            log.info("session not handed over", session_id=session_id, reason=str(error))
         finally:
             self._leaving.discard(session_id)
 

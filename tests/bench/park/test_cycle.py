@@ -26,6 +26,7 @@ class OneSession:
     record: SessionRecord | None = None
     journaled: list[int] = field(default_factory=list)
     snapshots: list[tuple[int, bytes]] = field(default_factory=list)
+    forks: set[str] = field(default_factory=set)
 
     async def adopt(self, record: SessionRecord, snapshot: bytes | None, tail: Sequence[int]) -> SessionRecord:
         assert not tail
@@ -52,6 +53,13 @@ class OneSession:
         position, snapshot = self.snapshots[-1]
         return StoredSession(self.record, self.swapped or snapshot, position, ())
 
+    async def fork(self, tenant: str, session_id: str, child: SessionRecord) -> SessionRecord:
+        self.forks.add(child.id)
+        return child
+
+    async def delete(self, tenant: str, session_id: str) -> None:
+        self.forks.remove(session_id)
+
 
 @pytest.fixture(scope="module")
 def state(runner: Runner) -> bytes:
@@ -76,7 +84,8 @@ async def test_every_cycle_takes_in_a_token_and_saves_what_is_new(runner: Runner
     assert parked.state_bytes == len(state)
     cycle = parked.cycles[0]
     assert cycle.resume == pytest.approx(cycle.load + cycle.restore + cycle.first_token)
-    assert min(cycle.encode, cycle.seal, cycle.save, cycle.load, cycle.restore, cycle.first_token) > 0
+    assert min(cycle.encode, cycle.seal, cycle.save, cycle.load, cycle.restore, cycle.first_token, cycle.fork) > 0
+    assert not store.forks
 
 
 async def test_a_session_that_comes_back_as_another_is_found_out(runner: Runner, state: bytes) -> None:
