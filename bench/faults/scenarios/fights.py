@@ -40,7 +40,7 @@ async def hand_over_fails(stage: Stage, account: Account) -> None:
     bob = await stage.author("bob", [second], beside=ada)
 
     async def reached() -> None:
-        await come_true(lambda: first.reached.issuperset(places), f"places {places}", 45.0)
+        await come_true(lambda: first.reached.issuperset(places), f"places {places}", 90.0)
 
     await while_writing([ada, bob], reached)
     account.settle("both places", await stage.judge(ada, [first, second]))
