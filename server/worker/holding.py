@@ -144,7 +144,7 @@ class Holdings:
                 await self._disown(session_id)
             else:
                 await self._leave(session)
-        except (ServerError, LeaseHeld) as error:  # the other one asks again, waits for the lease to end, or has it by now
+        except (ServerError, LeaseHeld) as error:  # the other one asks again, or has it by now
             log.info("session not handed over", session_id=session_id, reason=str(error))
         finally:
             self._leaving.discard(session_id)
