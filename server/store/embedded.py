@@ -7,7 +7,6 @@ folder: whatever reads and then writes is one IMMEDIATE transaction, and a file 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,6 +32,7 @@ from server.store.base import (
     StoredSession,
 )
 from server.store.blobs import make_private_folder
+from server.store.clock import SteadyClock
 from server.store.embedded_database import Database, DatabaseThread
 from server.store.embedded_files import SnapshotFiles
 from server.store.embedded_owners import OwnerLocks
@@ -49,9 +49,9 @@ _POLL_SECONDS = 0.05
 class EmbeddedStore:
     """`Store` in one folder of a local disk, made with mode 0700 if it is missing.
 
-    `sealer` wraps whatever is content. `clock` gives seconds since the epoch, the same for every process. Operations, generations
-    and claims are remembered for `operation_ttl_seconds` after their last change, `generations` snapshots of each session are
-    kept. Use from one event loop; call `open` first and `close` last.
+    `sealer` wraps whatever is content. `clock` gives seconds since the epoch, the same for every process; without one it is a
+    `SteadyClock`. Operations, generations and claims are remembered for `operation_ttl_seconds` after their last change,
+    `generations` snapshots of each session are kept. Use from one event loop; call `open` first and `close` last.
     """
 
     def __init__(
@@ -59,14 +59,16 @@ class EmbeddedStore:
         folder: Path,
         *,
         sealer: Sealer | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         operation_ttl_seconds: float = 86_400,
         generations: int = 2,
     ) -> None:
         sealer = sealer or PlainSealer()
-        self._folder, self._clock, self._operation_ttl_seconds = folder, clock, operation_ttl_seconds
+        self._steady = SteadyClock()
+        self._clock = clock or self._steady
+        self._folder, self._operation_ttl_seconds = folder, operation_ttl_seconds
         self._database = DatabaseThread(folder / "palimpsest.db", sealer)
-        self._snapshots = SnapshotFiles(folder / "snapshots", self._database, sealer, clock, generations)
+        self._snapshots = SnapshotFiles(folder / "snapshots", self._database, sealer, self._clock, generations)
         self._owners = OwnerLocks(folder / "owners")
         # A commit must not wait for the fsync of a large file, nor a load for a save.
         self._file_threads = WorkThreads("store-files", count=2)
@@ -79,6 +81,7 @@ class EmbeddedStore:
     async def open(self) -> None:
         """Create what is missing. Raises `StoreUnavailable` for a folder or database that cannot be used."""
         await self._database.open(self._prepare)
+        await self._database.run(self._steady.agree)
 
     async def close(self) -> None:
         """Finish what was begun and let go, of leases too. A closed store stays closed."""

@@ -117,6 +117,12 @@ CREATE TABLE claims (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX claims_by_age ON claims (recorded_at);
 
+CREATE TABLE clock (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    boot TEXT NOT NULL,
+    ahead REAL NOT NULL
+) STRICT;
+
 CREATE TABLE heartbeat (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     beats INTEGER NOT NULL
