@@ -150,9 +150,9 @@ class Desk:
     async def drain(self, request: Drain) -> Done:
         """Refuse new work, let generations finish for a while, then write every session out and let others have it."""
         self._draining = True
-        if ends := self._generations.ends:
+        if ends := self._generations.running.ends:
             await asyncio.wait(ends, timeout=request.seconds)
-        self._generations.break_off(
+        self._generations.running.break_off(
             Draining("the server is shutting down; take the stream up at the one that replaces it")
         )
         await self._journal.settled()

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import msgpack
 
-from server.errors import InvalidRequest, NotFound, OperationMismatch, ServerError, SessionBusy, StaleLease
+from server.errors import InvalidRequest, NotFound, OperationMismatch, SessionBusy, StaleLease
 from server.messages import Cancel, Done, Generate, GenerationStarted, Resume, SamplingParams
 from server.store.base import Finish, GenerationRecord, JournalEntry, OperationRecord, Store
 from server.worker.engine import Engine
-from server.worker.generating import cancel, interrupt, numbered_after, take_up, told_again
+from server.worker.generating import numbered_after, take_up, told_again
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes, session_reached
 from server.worker.journal import Journal
 from server.worker.runner import Runner
+from server.worker.running import Running
 from server.worker.session import Emit, Generation, Session
 from server.worker.text import Intake
 
@@ -37,55 +38,33 @@ async def despite_hand_over(work: Callable[[], Awaitable[T]]) -> T:
 
 
 class Generations:
-    """All generations of one worker, those that wait to begin included."""
+    """Begins generations and goes on with those that broke off; `running` has the ones under way."""
 
     def __init__(
         self, runner: Runner, engine: Engine, store: Store, journal: Journal, holdings: Holdings, intakes: Intakes
     ) -> None:
         self._runner, self._engine, self._store, self._journal = runner, engine, store, journal
         self._holdings, self._intakes = holdings, intakes
-        self._running: dict[str, tuple[Session, Generation] | None] = {}
-        """By id; None for one that has not begun yet."""
-        self._cancelled: set[str] = set()
-        """Those that were cancelled before they began."""
-        self._listeners: set[int] = set()
-        """Requests that are being answered with events."""
+        self.running = Running(engine, journal)
 
     async def generate(self, request: Generate, emit: Emit, listener: int) -> None:
         """Run a generation to its end. Events go to `emit`, which answers the request `listener`; errors are raised."""
-        with self._expected(request.generation_id, listener):
+        with self.running.expected(request.generation_id, listener):
             done = await despite_hand_over(lambda: self._start(request, emit, listener))
             await done
 
     async def resume(self, request: Resume, emit: Emit, listener: int) -> None:
         """Tell a generation again, and run it to its end."""
-        with self._expected(request.generation_id, listener):
+        with self.running.expected(request.generation_id, listener):
             done = await despite_hand_over(lambda: self._start_again(request, emit, listener))
             await done
-
-    @contextmanager
-    def _expected(self, generation_id: str, listener: int) -> Iterator[None]:
-        """From now on, and until it has ended, the generation may be stopped."""
-        self._running.setdefault(generation_id, None)
-        self._listeners.add(listener)
-        try:
-            yield
-        finally:
-            self._listeners.discard(listener)
-            # A repeat runs under its first id; one that somebody else has taken up goes on.
-            over = [key for key, found in self._running.items() if found is not None and found[1].done.done()]
-            for key in over:
-                del self._running[key]
-            if self._running.get(generation_id) is None:
-                self._running.pop(generation_id, None)
-            self._cancelled.discard(generation_id)
 
     async def _start(self, request: Generate, emit: Emit, listener: int) -> asyncio.Future[None]:
         session = await self._holdings.open(request.session_id)
         with session.used():
             begin = self._begin if request.remember else self._begin_scratch
             session, generation = await begin(session, request, emit, listener)
-            return self._launched(session, generation, request.generation_id)
+            return self.running.begun(session, generation, request.generation_id)
 
     async def _start_again(self, request: Resume, emit: Emit, listener: int) -> asyncio.Future[None]:
         session = await self._holdings.open(request.session_id)
@@ -93,17 +72,7 @@ class Generations:
             async with session.lock:
                 session.check()
                 generation = await self._taken_up(session, request.generation_id, request.after, emit, listener)
-            return self._launched(session, generation, request.generation_id)
-
-    def _launched(self, session: Session, generation: Generation, asked_for: str) -> asyncio.Future[None]:
-        if not generation.done.done():
-            self._running[generation.id] = (session, generation)
-            if generation.listener not in self._listeners:
-                self._stop(session, generation, only_interrupt=True)
-            elif asked_for in self._cancelled:
-                self._stop(session, generation)
-        self._engine.wake()
-        return generation.done
+            return self.running.begun(session, generation, request.generation_id)
 
     async def _begin(
         self, session: Session, request: Generate, emit: Emit, listener: int
@@ -178,9 +147,7 @@ class Generations:
         finish = Finish("cancelled", len(record.tokens), record.start + len(record.tokens))
         entry = self._silent(session, sampled_by=record.id, finish=finish)
         await self._journal.add(entry)
-        return GenerationRecord(
-            record.id, record.session_id, record.request, record.start, record.prompt_tokens, record.tokens, finish
-        )
+        return replace(record, finish=finish)
 
     def _silent(
         self,
@@ -259,15 +226,7 @@ class Generations:
         if operation is not None:
 
             def keep(tokens: Sequence[int], finish: Finish) -> JournalEntry:
-                whole = GenerationRecord(
-                    record.id,
-                    record.session_id,
-                    record.request,
-                    record.start,
-                    record.prompt_tokens,
-                    tuple(tokens),
-                    finish,
-                )
+                whole = replace(record, tokens=tuple(tokens), finish=finish)
                 return self._silent(parent, operation=operation, begins=whole)
 
             generation.record = keep
@@ -298,14 +257,9 @@ class Generations:
     async def cancel(self, request: Cancel) -> Done:
         """Stop a generation at once; the step under way is not waited for. One that broke off is ended for good."""
         if request.listener is not None:
-            return Done(found=self._gone(request.listener))
-        if request.generation_id not in self._running:
-            return Done(found=await despite_hand_over(lambda: self._cancel_broken_off(request)))
-        running = self._running[request.generation_id]
-        if running is None:
-            self._cancelled.add(request.generation_id)  # it ends as soon as it begins
-            return Done()
-        return Done(found=self._stop(*running))
+            return Done(found=self.running.gone(request.listener))
+        found = self.running.cancel(request.generation_id)
+        return Done(found=await despite_hand_over(lambda: self._cancel_broken_off(request)) if found is None else found)
 
     async def _cancel_broken_off(self, request: Cancel) -> bool:
         record = await self._store.generation(request.generation_id)
@@ -316,48 +270,12 @@ class Generations:
             async with session.lock:
                 session.check()
                 if session.generation is not None and session.generation.id == record.id:
-                    return self._stop(session, session.generation)
+                    return self.running.stop(session, session.generation)
                 record = await self._store.generation(request.generation_id)
                 if record is None or record.finish is not None:
                     return False
                 await self._given_up(session, record)
         return True
-
-    def _gone(self, listener: int) -> bool:
-        """Nobody waits for the events of this request any more: break its generation off, now or when it begins."""
-        found = listener in self._listeners
-        self._listeners.discard(listener)
-        for running in list(self._running.values()):
-            if running is not None and running[1].listener == listener:
-                self._stop(*running, only_interrupt=True)
-        return found
-
-    def _stop(self, session: Session, generation: Generation, *, only_interrupt: bool = False) -> bool:
-        if session.generation is not generation:
-            return False
-        if only_interrupt:
-            interrupt(session, generation)
-        else:
-            cancel(session, generation, self._journal, self._engine.drop)
-        if session.lease is None:
-            self._engine.release(session)
-        self._engine.wake()
-        return True
-
-    def break_off(self, error: ServerError) -> None:
-        """End every one of them with an error; those that are remembered may be taken up again elsewhere."""
-        for running in list(self._running.values()):
-            if running is None:
-                continue
-            session, generation = running
-            if session.generation is generation and not generation.done.done():
-                generation.done.set_exception(error)
-                self._stop(session, generation, only_interrupt=True)
-
-    @property
-    def ends(self) -> list[asyncio.Future[None]]:
-        """What tells the end of each that has begun."""
-        return [found[1].done for found in self._running.values() if found is not None]
 
 
 def _operation(request: Generate, tokens: int, position: int) -> OperationRecord | None:
