@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.attention import attend
 from models.calibration import Calibration
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ModelsError
-from models.layers import attend
+from models.load import weights_of
 from models.memory.ring import Piece
 from models.memory.window import Window
 from models.probes import Needle, fact, needle, prose
@@ -79,7 +80,7 @@ def _full_attention(checkpoint: Checkpoint) -> ProbedDecoder:
     config: ModelConfig = checkpoint.config
     memory = MemoryConfig(window=LENGTH, segment=LENGTH, sinks=0)
     window = Window(config, memory, checkpoint.tensors["model.embed_tokens.weight"].dtype)
-    return ProbedDecoder(config, checkpoint.tensors, window, rope_factors=checkpoint.rope_factors)
+    return ProbedDecoder(weights_of(checkpoint), window)
 
 
 @torch.inference_mode()

@@ -10,6 +10,8 @@ from pathlib import Path
 from models.errors import ConfigError
 
 FORMAT = 1
+MEMORY_LAYERS = 8
+"""Layers that get a memory of whole layers by default: those with the strongest retrieval heads."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,25 @@ def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, i
 
     Raises `ConfigError` when there is none, or when `path` was measured on another model.
     """
+    calibration = _find(fingerprint, path)
+    if calibration is None:
+        raise ConfigError(
+            "this model's retrieval heads are not known: run `palimpsest-server calibrate MODEL --out FILE` and set "
+            "PALIMPSEST_CALIBRATION=FILE, or serve it with PALIMPSEST_MEMORY=window"
+        )
+    return calibration.chosen
+
+
+def read_layers(fingerprint: str, path: Path | None = None) -> tuple[int, ...]:
+    """The layers whose heads retrieve most, in order; none for a model that was never calibrated."""
+    calibration = _find(fingerprint, path)
+    if calibration is None:
+        return ()
+    best = dict.fromkeys(layer for layer, _, _ in calibration.heads)
+    return tuple(sorted(list(best)[:MEMORY_LAYERS]))
+
+
+def _find(fingerprint: str, path: Path | None) -> Calibration | None:
     if path is not None:
         try:
             calibration = read_calibration(path.read_text(encoding="utf-8"), str(path))
@@ -66,11 +87,8 @@ def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, i
             raise ConfigError(
                 f"{path} was measured on {calibration.model}, which is not the model being loaded: calibrate this one"
             )
-        return calibration.chosen
+        return calibration
     packaged = resources.files("models") / "calibrated" / f"{fingerprint}.json"
     if not packaged.is_file():
-        raise ConfigError(
-            "this model's retrieval heads are not known: run `palimpsest-server calibrate MODEL --out FILE` and set "
-            "PALIMPSEST_CALIBRATION=FILE, or serve it with PALIMPSEST_MEMORY=window"
-        )
-    return read_calibration(packaged.read_text(encoding="utf-8"), packaged.name).chosen
+        return None
+    return read_calibration(packaged.read_text(encoding="utf-8"), packaged.name)

@@ -1,20 +1,25 @@
-"""The parts of a decoder layer: norm, rotary embedding, and the joint attention over near and far keys."""
+"""The parts of a decoder layer: norm, rotary embedding, projections and feed-forward network."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import ModelConfig
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for sums, norms and statistics: float32, or float64 where the weights are float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm (arXiv 1910.07467, eq. 4) in float32, whatever the weights are: x (..., D)."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight.float(), eps)
+    """Root-mean-square norm (arXiv 1910.07467, eq. 4) in x's dtype, which is wide: x (..., D)."""
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
 class Rotary:
@@ -23,7 +28,14 @@ class Rotary:
     Angles are taken in float64: at position 10^6 a float32 angle would already be wrong by 0.06 rad.
     """
 
-    def __init__(self, config: ModelConfig, device: torch.device | str, factors: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device | str,
+        factors: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._dtype = wide(dtype)
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
         frequency = config.rope_theta**-exponent  # (d/2,)
         if factors is not None:
@@ -37,94 +49,50 @@ class Rotary:
         self._frequency = frequency.to(device)
 
     def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin for positions (B, T): each (B, 1, T, d/2) float32, to broadcast over heads."""
+        """cos and sin for positions (B, T): each (B, 1, T, d/2), wide, to broadcast over heads."""
         angle = positions.to(torch.float64)[:, None, :, None] * self._frequency
-        return angle.cos().float(), angle.sin().float()
+        return angle.cos().to(self._dtype), angle.sin().to(self._dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x (B, heads, T, d) by its positions; `-sin` turns it back. Computed in float32, returned in x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Turn x (B, heads, T, d) by its positions; `-sin` turns it back. Computed wide, returned in x's dtype."""
+    first, second = x.to(cos.dtype).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class Far:
-    """What a memory adds to the softmax of some heads: keys and values that all lie at one fixed far distance.
+class Layer(nn.Module):
+    """Weights of one decoder layer, projections that read the same input fused. Hidden vectors x (B, T, D) are wide."""
 
-    `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
-    integers with `key_scale` and `value_scale` (B, r, C). `visible` (B, r, C) is False where nothing is stored; None
-    means that all is visible.
-    """
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        super().__init__()
 
-    heads: list[int]
-    keys: Tensor
-    values: Tensor
-    visible: Tensor | None = None
-    key_scale: Tensor | None = None
-    value_scale: Tensor | None = None
+        def weight(*names: str) -> nn.Parameter:
+            parts = [tensors[f"{prefix}.{name}.weight"] for name in names]
+            return nn.Parameter(torch.cat(parts) if len(parts) > 1 else parts[0], requires_grad=False)
 
+        self.qkv = weight("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.out = weight("self_attn.o_proj")
+        self.gate_up = weight("mlp.gate_proj", "mlp.up_proj")
+        self.down = weight("mlp.down_proj")
+        self.attention_norm = weight("input_layernorm")
+        self.mlp_norm = weight("post_attention_layernorm")
+        self._config = config
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention of query (B, K, G, T, d) over keys and values (B, K, N, d).
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, d), keys and values (B, K, T, d) without rotation, in the weights' dtype."""
+        config = self._config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        normed = rms_norm(x, self.attention_norm, config.rms_norm_eps).to(self.qkv.dtype)
+        qkv = F.linear(normed, self.qkv).unflatten(-1, (heads + 2 * kv_heads, config.head_dim)).transpose(1, 2)
+        query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        return query, key, value
 
-    `bias` (B, 1, G*T, N), in the query's dtype, is 0 where a key is seen and -inf where it is not.
-    """
-    out = F.scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=bias)
-    return out.view(query.shape)
+    def mix(self, heads: Tensor) -> Tensor:
+        """What attention adds to the residual stream, (B, T, D) wide, from its heads (B, H, T, d)."""
+        return F.linear(heads.transpose(1, 2).flatten(2), self.out).to(wide(self.out.dtype))
 
-
-def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far) -> Tensor:
-    """One softmax over near keys (seen by `query`) and far keys (seen by `far_query`), both (B, r, G, T, d).
-
-    Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
-    """
-    if query.shape[3] >= _LONG and query.device.type == "cpu":
-        return _attend_in_two_passes(query, keys, values, bias, far_query, far)
-    scale = query.shape[-1] ** -0.5
-    near = (query.flatten(2, 3) @ keys.transpose(-1, -2)).float() + bias  # (B, r, G*T, N)
-    away = (far_query.flatten(2, 3) @ far.keys.to(query.dtype).transpose(-1, -2)).float()  # (B, r, G*T, C)
-    if far.key_scale is not None:
-        away = away * far.key_scale[:, :, None, :]
-    if far.visible is not None:
-        away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
-    weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
-    weight_near, weight_far = weight.split((near.shape[-1], away.shape[-1]), dim=-1)
-    if far.value_scale is not None:
-        weight_far = weight_far * far.value_scale[:, :, None, :]
-    out: Tensor = weight_near.to(values.dtype) @ values
-    out = out + weight_far.to(values.dtype) @ far.values.to(values.dtype)
-    return out.view(query.shape)
-
-
-_LONG = 16
-"""Tokens from which two passes of the fused kernel are quicker than one explicit softmax."""
-
-
-def _attend_in_two_passes(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far
-) -> Tensor:
-    near, near_mass = _flash(query.flatten(2, 3), keys, values, bias)
-    far_bias = None
-    if far.visible is not None:
-        hidden = torch.zeros_like(far.visible, dtype=query.dtype).masked_fill(~far.visible, -torch.inf)
-        far_bias = hidden[:, :, None, :].expand(-1, -1, near.shape[2], -1)
-    far_keys, far_values = far.keys.to(query.dtype), far.values.to(query.dtype)
-    if far.key_scale is not None:
-        far_keys = far_keys * far.key_scale[..., None].to(query.dtype)
-    if far.value_scale is not None:
-        far_values = far_values * far.value_scale[..., None].to(query.dtype)
-    away, far_mass = _flash(far_query.flatten(2, 3), far_keys, far_values, far_bias)
-    if far.visible is not None:
-        # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
-        far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
-    share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
-    return (near.float() * share + away.float() * (1 - share)).to(query.dtype).view(query.shape)
-
-
-def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its scores, (B, r, Q, d) and (B, r, Q) float32."""
-    # The public function keeps the log-sum-exp to itself; this is what it calls.
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, mass = kernel(query, keys, values, attn_mask=bias)
-    return out, mass
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """What the SwiGLU network (arXiv 2002.05202) adds to the residual stream, (B, T, D) wide."""
+        normed = rms_norm(x, self.mlp_norm, self._config.rms_norm_eps).to(self.gate_up.dtype)
+        gate, up = F.linear(normed, self.gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.down).to(x.dtype)

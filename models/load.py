@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.calibration import read_heads
+from models.adapter import adapter_options, load_adapter
+from models.calibration import read_heads, read_layers
 from models.codec import StateKind
 from models.config import MemoryConfig
 from models.errors import ConfigError
 from models.memory import MECHANISMS
 from models.memory.base import find_mechanism
-from models.memory.slots import SlotsConfig
 from models.tokenizer import Tokenizer
-from models.transformer import Decoder
+from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,6 +34,43 @@ class LoadedModel:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Offer:
+    """A (model, memory) pair to be served: a checkpoint's name, a mechanism's name, fields of its configuration.
+
+    `calibration` is a file of retrieval heads, if not the one in the package; `adapter` what the memory has learned.
+    """
+
+    model: str
+    memory: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Path | None = None
+    adapter: Path | None = None
+
+
+def load_offers(
+    offers: Sequence[Offer],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] | None = None,
+) -> dict[tuple[str, str], LoadedModel]:
+    """Every pair, by (model, memory). A model that several pairs name is read once and its weights are shared.
+
+    Raises `CheckpointError`, `TokenizerError` or `ConfigError`.
+    """
+    loaded: dict[tuple[str, str], LoadedModel] = {}
+    read: dict[str, tuple[Checkpoint, Weights]] = {}
+    for offer in offers:
+        if offer.model not in read:
+            checkpoint = load_checkpoint(offer.model, dtype=dtype, device=device, say=say)
+            read[offer.model] = checkpoint, weights_of(checkpoint)
+        checkpoint, weights = read[offer.model]
+        config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, offer.adapter)
+        loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, offer.adapter, weights)
+    return loaded
+
+
 def load_model(
     name: str,
     *,
@@ -44,25 +81,30 @@ def load_model(
     device: torch.device | str = "cpu",
     say: Callable[[str], None] | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint by name and give it a memory.
-
-    `options` override fields of the mechanism's configuration. Retrieval heads of `slots` come from `calibration`, else from
-    what the package has for this model. Raises `CheckpointError`, `TokenizerError` or `ConfigError`.
-    """
-    checkpoint = load_checkpoint(name, dtype=dtype, device=device, say=say)
-    return assemble(checkpoint, memory_config(checkpoint, memory, options or {}, calibration), memory)
+    """`load_offers` for a single pair."""
+    offer = Offer(name, memory, options or {}, calibration)
+    return load_offers([offer], dtype=dtype, device=device, say=say)[name, memory]
 
 
-def assemble(checkpoint: Checkpoint, config: MemoryConfig, memory: str) -> LoadedModel:
-    """A loaded checkpoint with a memory of the given configuration."""
+def weights_of(checkpoint: Checkpoint) -> Weights:
+    """The checkpoint's weights as decoders use them."""
+    return Weights(checkpoint.config, checkpoint.tensors, checkpoint.rope_factors)
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    config: MemoryConfig,
+    memory: str,
+    adapter: Path | None = None,
+    weights: Weights | None = None,
+) -> LoadedModel:
+    """A loaded checkpoint with a memory of the given configuration, over `weights` if they were laid out before."""
     dtype = checkpoint.tensors["model.embed_tokens.weight"].dtype
     mechanism = find_mechanism(memory, MECHANISMS)
-    decoder = Decoder(
-        checkpoint.config,
-        checkpoint.tensors,
-        mechanism.build(checkpoint.config, config, dtype),
-        rope_factors=checkpoint.rope_factors,
-    )
+    built = mechanism.build(checkpoint.config, config, dtype)
+    if adapter is not None:
+        load_adapter(adapter, built)
+    decoder = Decoder(weights or weights_of(checkpoint), built.requires_grad_(False))
     return LoadedModel(
         decoder=decoder,
         tokenizer=Tokenizer.of(checkpoint.tokenizer),
@@ -73,14 +115,32 @@ def assemble(checkpoint: Checkpoint, config: MemoryConfig, memory: str) -> Loade
 
 
 def memory_config(
-    checkpoint: Checkpoint, memory: str, options: Mapping[str, Any], calibration: Path | None = None
+    checkpoint: Checkpoint,
+    memory: str,
+    options: Mapping[str, Any],
+    calibration: Path | None = None,
+    adapter: Path | None = None,
 ) -> MemoryConfig:
     """The mechanism's configuration for this checkpoint. Raises `ConfigError` for options it does not have."""
     mechanism = find_mechanism(memory, MECHANISMS)
     known = {field.name for field in fields(mechanism.config)}
     if unknown := sorted(set(options) - known):
-        raise ConfigError(f"the memory {memory!r} has no setting {', '.join(unknown)}")
-    chosen = dict(options)
-    if mechanism.config is SlotsConfig and "heads" not in chosen:
+        raise ConfigError(
+            f"the memory {memory!r} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    chosen = {name: _hashable(value) for name, value in options.items()}
+    if adapter is not None:
+        chosen = adapter_options(adapter, memory, checkpoint.fingerprint) | chosen
+    if "heads" in known and "heads" not in chosen:
         chosen["heads"] = read_heads(checkpoint.fingerprint, calibration)
-    return mechanism.config(**chosen)
+    if "layers" in known and "layers" not in chosen:
+        chosen["layers"] = read_layers(checkpoint.fingerprint, calibration)
+    try:
+        return mechanism.config(**chosen)
+    except TypeError as error:
+        raise ConfigError(f"a setting of the memory {memory!r} is of the wrong type: {error}") from error
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, as settings from JSON have them, as tuples."""
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value

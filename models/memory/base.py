@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.attention import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
-from models.layers import Far
+from models.layers import Layer
 from models.state import MemoryState, Spec
+
+
+@dataclass(frozen=True)
+class LayeredConfig(MemoryConfig):
+    """What mechanisms share that only some layers need to have: `layers` by index, () for all of them.
+
+    Where a model's retrieval heads are known, the layers with the strongest of them are what `layers` is unless it is given.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def memory_layers(self, model: ModelConfig) -> dict[int, int]:
+        """The layers that have the memory, in order, each with its index among them. Raises `ConfigError`."""
+        layers = sorted(set(self.layers)) or range(model.num_layers)
+        if not all(0 <= layer < model.num_layers for layer in layers):
+            raise ConfigError(f"layers must lie between 0 and {model.num_layers - 1}, not {list(layers)}")
+        return {layer: index for index, layer in enumerate(layers)}
 
 
 @dataclass(frozen=True)
@@ -20,13 +39,34 @@ class Evicted:
     """The S oldest tokens of the ring, on their way into the memory of one layer, for the B rows that fold now."""
 
     keys: Tensor
-    """(B, K, S + lookahead, d) float32, rotary embedding taken off; the last `lookahead` stay in the ring."""
+    """(B, K, S + lookahead, d) wide, rotary embedding taken off; the last `lookahead` stay in the ring."""
     values: Tensor
     """(B, K, S, d) in the state's dtype."""
     tokens: Tensor
     """(B, S) int32."""
     starts: Tensor
     """(B,) int64: position of the first evicted token."""
+    counted: Tensor
+    """(B, S) bool: False for the sinks, which stay in sight and must not be counted twice."""
+    queries: Tensor | None = None
+    """(B, K, G, t, d), without rotation, of the call that completed the segment: for losses while training, else None."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A segment of one layer that is complete and still in the ring, for the B rows that have just completed one."""
+
+    keys: Tensor
+    """(B, K, S, d) in the state's dtype, each turned by its own position."""
+    values: Tensor
+    """(B, K, S, d) in the state's dtype."""
+    cos: Tensor
+    sin: Tensor
+    """(B, 1, S, d/2): the rotation of the segment's positions."""
+    starts: Tensor
+    """(B,) int64: position of the segment's first token."""
+    first: list[int]
+    """The rows whose very first segment this is."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +87,43 @@ class Report:
     runs: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
-class Memory(Protocol):
+class Memory(nn.Module, ABC):
     """A mechanism: what it keeps, how it folds evicted tokens into it, and what a query reads of it.
 
-    It sees one layer at a time and holds no tensors of its own that depend on a session.
+    It sees one layer at a time and holds no tensors of its own that depend on a session. Its parameters, if it has any, are
+    what can be learned; they start such that an untrained memory does the model no harm, and the same at every start.
     """
 
-    @property
-    def config(self) -> MemoryConfig:
-        """Its settings."""
+    lookahead = 0
+    """How many tokens behind the evicted ones `fold` wants to see."""
+    follows = False
+    """Whether `finish` is to be called."""
 
-    @property
-    def lookahead(self) -> int:
-        """How many tokens behind the evicted ones `fold` wants to see."""
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.losses: list[Tensor] | None = None
+        """While training: a list to which the mechanism adds the losses of its own, scalars. None otherwise."""
 
+    @abstractmethod
     def spec(self) -> Spec:
         """The tensors it keeps for a session, beside the ring."""
 
-    def read(self, layer: int, state: MemoryState, folded: Sequence[int]) -> Far | None:
-        """What the layer's queries see beyond the ring; `folded` is how many tokens each row has evicted so far."""
+    @abstractmethod
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """What the layer's queries see beyond the ring; None where there is nothing yet."""
 
+    @abstractmethod
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Take evicted tokens in. Every row of `state` folds."""
 
+    def finish(self, layer: int, weights: Layer, state: MemoryState, finished: Finished) -> None:
+        """A segment is complete. Every row of `state` has completed one; called before `fold` when both are due."""
+        raise NotImplementedError
+
     def report(self, state: MemoryState) -> Report:
-        """What it holds of the one session in `state`."""
+        """What it holds of the one session in `state`; nothing that could be named, unless a mechanism says more."""
+        return Report()
 
 
 @dataclass(frozen=True)
@@ -81,6 +133,7 @@ class Mechanism:
     name: str
     config: type[MemoryConfig]
     build: Callable[[ModelConfig, Any, torch.dtype], Memory]
+    """From the model's configuration, the mechanism's, and the compute dtype."""
 
 
 def find_mechanism(name: str, known: Mapping[str, Mechanism]) -> Mechanism:

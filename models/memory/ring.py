@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
-from models.memory.base import Evicted
+from models.memory.base import Evicted, Finished
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -35,6 +35,18 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """Which rows complete a segment with a piece."""
+
+    state: MemoryState
+    places: Tensor  # (B, S) in the ring tensors
+    cos: Tensor
+    sin: Tensor  # (B, 1, S, d/2)
+    starts: Tensor  # (B,)
+    first: list[int]  # rows (of this finish) that complete their very first segment
+
+
+@dataclass(frozen=True)
 class Piece:
     """A stretch of a chunk in which no row crosses a segment border."""
 
@@ -43,6 +55,8 @@ class Piece:
     places: Tensor  # (B, t)
     bias: Tensor  # (B, 1, G*t, sinks + W + S) in the compute dtype: 0 where seen, else -inf
     folded: list[int]  # tokens each row has evicted before this piece
+    finished: list[int]  # tokens each row has in complete segments before this piece
+    finish: Finish | None
     fold: Fold | None
 
 
@@ -50,10 +64,16 @@ class Ring:
     """Places, masks and eviction for one model and memory configuration. Holds no session's data."""
 
     def __init__(
-        self, model: ModelConfig, config: MemoryConfig, rotary: Rotary, dtype: torch.dtype, lookahead: int
+        self,
+        model: ModelConfig,
+        config: MemoryConfig,
+        rotary: Rotary,
+        dtype: torch.dtype,
+        lookahead: int,
+        follows: bool,
     ) -> None:
         self._model, self._config, self._rotary, self._dtype = model, config, rotary, dtype
-        self._lookahead = lookahead
+        self._lookahead, self._follows = lookahead, follows
 
     def spec(self) -> Spec:
         """Keys and values of ring and sinks, the ring's token ids, and the session's position."""
@@ -104,7 +124,35 @@ class Ring:
             places=config.sinks + places,
             bias=bias,
             folded=bases,
+            finished=[begun // config.segment * config.segment for begun in starts],
+            finish=self._finish(ends, state) if self._follows else None,
             fold=self._fold(ends, state),
+        )
+
+    def _finish(self, ends: list[int], state: MemoryState) -> Finish | None:
+        config = self._config
+        rows = [row for row, end in enumerate(ends) if end % config.segment == 0]
+        if not rows:
+            return None
+        begins = [ends[row] - config.segment for row in rows]
+        starts = torch.tensor(begins, device=state.device)
+        positions = starts[:, None] + torch.arange(config.segment, device=state.device)
+        cos, sin = self._rotary.table(positions)
+        return Finish(
+            state=state if len(rows) == len(ends) else state.select(rows),
+            places=config.sinks + positions % config.ring,
+            cos=cos,
+            sin=sin,
+            starts=starts,
+            first=[row for row, begin in enumerate(begins) if begin == 0],
+        )
+
+    def finished(self, layer: int, finish: Finish) -> Finished:
+        """The segment of one layer that has just become complete."""
+        keys = finish.state.read_at("ring_keys", layer, finish.places)
+        values = finish.state.read_at("ring_values", layer, finish.places)
+        return Finished(
+            keys=keys, values=values, cos=finish.cos, sin=finish.sin, starts=finish.starts, first=finish.first
         )
 
     def _fold(self, ends: list[int], state: MemoryState) -> Fold | None:
@@ -136,13 +184,14 @@ class Ring:
         """Take the oldest segment of one layer out of the ring, and move the sinks along."""
         segment, sinks, state = self._config.segment, self._config.sinks, fold.state
         rotated = state.read_at("ring_keys", layer, fold.places)
-        keys = rotate(rotated.float(), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
+        keys = rotate(rotated.to(fold.cos.dtype), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
         values = state.read_at("ring_values", layer, fold.places[:, :segment])
         if fold.first and sinks:
             begun = state.select(fold.first)
             begun.write("sink_keys", keys[fold.first, :, :sinks].to(self._dtype), layer)
             begun.write("ring_values", values[fold.first, :, :sinks], layer, slice(None), slice(0, sinks))
         if sinks:
-            moved = rotate(state.read("sink_keys", layer).float(), fold.sink_cos, fold.sink_sin)
+            moved = rotate(state.read("sink_keys", layer).to(fold.cos.dtype), fold.sink_cos, fold.sink_sin)
             state.write("ring_keys", moved.to(self._dtype), layer, slice(None), slice(0, sinks))
-        return Evicted(keys=keys, values=values, tokens=fold.tokens, starts=fold.starts)
+        counted = fold.starts[:, None] + torch.arange(segment, device=state.device) >= sinks
+        return Evicted(keys=keys, values=values, tokens=fold.tokens, starts=fold.starts, counted=counted)

@@ -8,7 +8,6 @@ keys, smoothed by the maximum over neighbours, fixed at eviction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.attention import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
-from models.layers import Far
-from models.memory.base import Evicted, LayerReport, Mechanism, Report
+from models.layers import wide
+from models.memory.base import Evicted, LayerReport, Mechanism, Memory, Report
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -50,19 +50,22 @@ class SlotsConfig(MemoryConfig):
             raise ConfigError(f"reach ({self.reach}) must lie between 0 and the segment ({self.segment})")
 
 
-class Slots:
+class Slots(Memory):
     """See the top of this file."""
 
+    config: SlotsConfig
+
     def __init__(self, model: ModelConfig, config: SlotsConfig, dtype: torch.dtype) -> None:
+        super().__init__(config)
         heads = sorted(set(config.heads))
         for layer, head in heads:
             if not (0 <= layer < model.num_layers and 0 <= head < model.num_kv_heads):
                 raise ConfigError(
                     f"the model has no key/value head {head} in layer {layer}: calibrate this model itself"
                 )
-        self.config = config
         self.lookahead = config.reach
         self._size, self._count = model.head_dim, len(heads)
+        self._wide = wide(dtype)
         self._dtype = {"bf16": torch.bfloat16, "int8": torch.int8, "same": dtype}[config.slot_dtype]
         self._heads: dict[int, list[int]] = {}
         self._range: dict[int, slice] = {}
@@ -72,28 +75,28 @@ class Slots:
             self._heads.setdefault(layer, []).append(head)
 
     def spec(self) -> Spec:
-        """R heads of C slots each; statistics in float32; which token each slot holds, so that it can be shown."""
+        """R heads of C slots each; statistics wide; which token each slot holds, so that it can be shown."""
         count, slots, size = self._count, self.config.slots, self._size
         spec = {
             "slot_keys": TensorSpec((count, slots, size), self._dtype),
             "slot_values": TensorSpec((count, slots, size), self._dtype),
-            "slot_score": TensorSpec((count, slots), torch.float32, fill=-torch.inf),
+            "slot_score": TensorSpec((count, slots), self._wide, fill=-torch.inf),
             "slot_position": TensorSpec((count, slots), torch.int32),
             "slot_token": TensorSpec((count, slots), torch.int32),
-            "key_mean": TensorSpec((count, size), torch.float32),
-            "key_scatter": TensorSpec((count, size, size), torch.float32),
-            "last_scores": TensorSpec((count, self.config.reach), torch.float32, fill=-torch.inf),
+            "key_mean": TensorSpec((count, size), self._wide),
+            "key_scatter": TensorSpec((count, size, size), self._wide),
+            "last_scores": TensorSpec((count, self.config.reach), self._wide, fill=-torch.inf),
         }
         if self._dtype == torch.int8:
-            spec["slot_key_scale"] = TensorSpec((count, slots), torch.float32)
-            spec["slot_value_scale"] = TensorSpec((count, slots), torch.float32)
+            spec["slot_key_scale"] = TensorSpec((count, slots), self._wide)
+            spec["slot_value_scale"] = TensorSpec((count, slots), self._wide)
         return spec
 
-    def read(self, layer: int, state: MemoryState, folded: Sequence[int]) -> Far | None:
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The filled slots of the layer's retrieval heads; they are filled from the front."""
         if layer not in self._heads:
             return None
-        filled = [min(self.config.slots, max(0, count - self.config.sinks)) for count in folded]
+        filled = [min(self.config.slots, max(0, count - self.config.sinks)) for count in asked.folded]
         if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
             return None
         heads, used = self._range[layer], slice(0, max(filled))
@@ -128,7 +131,7 @@ class Slots:
             "slot_position": position[:, None].expand_as(score),
             "slot_token": evicted.tokens[:, None].expand_as(score),
             **self._stored("slot_key", keys[:, :, :length]),
-            **self._stored("slot_value", evicted.values[:, self._heads[layer]].float()),
+            **self._stored("slot_value", evicted.values[:, self._heads[layer]].to(self._wide)),
         }
         for name, new in added.items():
             both = torch.cat((state.read(name, heads), new), dim=2)
@@ -150,7 +153,7 @@ class Slots:
         return Report(layers, _runs(places[agreed].tolist(), held[agreed].tolist()))
 
     def _stored(self, name: str, x: Tensor) -> dict[str, Tensor]:
-        """x (B, r, S, d) float32 as it lies in the state: rounded, or as int8 with one scale a vector."""
+        """x (B, r, S, d) as it lies in the state: rounded, or as int8 with one scale a vector."""
         if self._dtype != torch.int8:
             return {f"{name}s": x.to(self._dtype)}
         scale = x.abs().amax(dim=-1).clamp_min(1e-12) / 127

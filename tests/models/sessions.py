@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.attention import Asked
 from models.config import MemoryConfig
 from models.memory import MECHANISMS
+from models.memory.base import Memory
 from models.memory.slots import SlotsConfig
 from models.state import MemoryState
-from models.transformer import Decoder
+from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint
 
 ALL_HEADS = tuple((layer, head) for layer in range(4) for head in range(2))
@@ -32,9 +34,25 @@ def slots_config(**changes: Any) -> SlotsConfig:
 
 def build(checkpoint: Checkpoint, config: MemoryConfig, dtype: torch.dtype = torch.float32) -> Decoder:
     """The checkpoint over the memory that `config` belongs to."""
-    name = "slots" if isinstance(config, SlotsConfig) else "window"
+    name = next(name for name, mechanism in MECHANISMS.items() if mechanism.config is type(config))
     tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.tensors.items()}
-    return Decoder(checkpoint.config, tensors, MECHANISMS[name].build(checkpoint.config, config, dtype))
+    weights = Weights(checkpoint.config, tensors, checkpoint.rope_factors)
+    return Decoder(weights, MECHANISMS[name].build(checkpoint.config, config, dtype))
+
+
+def open_memory(memory: Memory) -> None:
+    """Give every learned parameter a value at which the memory has a large say, the same at every call."""
+    generator = torch.Generator().manual_seed(17)
+    for name, parameter in memory.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+        start = torch.zeros_like(parameter) if name.endswith(("gate", "bias")) else parameter.detach()
+        parameter.data = start + noise.to(parameter)
+
+
+def asked_after(*folded: int) -> Asked:
+    """A query whose numbers do not matter, of sessions that have evicted so many tokens."""
+    nothing = torch.zeros(len(folded), 2, 2, 1, 32)
+    return Asked(nothing, nothing, torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16), list(folded), list(folded))
 
 
 def random_tokens(decoder: Decoder, count: int, seed: int = 0) -> list[int]:

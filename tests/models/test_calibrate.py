@@ -12,7 +12,7 @@ import torch
 from models.calibrate import LENGTH, ProbedDecoder
 from models.calibration import read_calibration
 from models.config import MemoryConfig
-from models.load import load_model
+from models.load import load_model, weights_of
 from models.memory.slots import SlotsConfig
 from models.memory.window import Window
 from models.transformer import Decoder
@@ -26,7 +26,7 @@ def checkpoint(tiny_model: Path) -> Checkpoint:
 
 def probed(checkpoint: Checkpoint) -> ProbedDecoder:
     config = MemoryConfig(window=64, segment=64, sinks=0)
-    return ProbedDecoder(checkpoint.config, checkpoint.tensors, Window(checkpoint.config, config, torch.float32))
+    return ProbedDecoder(weights_of(checkpoint), Window(checkpoint.config, config, torch.float32))
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def test_no_mass_lies_on_keys_that_come_later(checkpoint: Checkpoint) -> None:
 def test_watching_changes_nothing(checkpoint: Checkpoint) -> None:
     decoder, tokens = probed(checkpoint), torch.arange(50, 90)[None]
     plain_memory = Window(checkpoint.config, MemoryConfig(window=64, segment=64, sinks=0), torch.float32)
-    plain = Decoder(checkpoint.config, checkpoint.tensors, plain_memory)
+    plain = Decoder(weights_of(checkpoint), plain_memory)
     decoder.watch(slice(30, 40), slice(0, 10))
     watched, _ = decoder(tokens, decoder.empty_state())
     expected, _ = plain(tokens, plain.empty_state())

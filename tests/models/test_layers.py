@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.attention import Far, attend, attend_jointly
 from models.config import ModelConfig, RopeScaling
-from models.layers import Far, Rotary, attend, attend_jointly, rms_norm, rotate
+from models.layers import Rotary, rms_norm, rotate
 
 BATCH, HEADS, GROUPS, NEAR, AWAY, SIZE = 3, 2, 2, 9, 6, 8
 
@@ -52,7 +53,8 @@ def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: boo
     scales = [random(BATCH, HEADS, AWAY, seed=seed).abs() / 50 if quantized else None for seed in (9, 10)]
     if quantized:
         far_keys, far_values = (far_keys * 40).round().to(torch.int8), (far_values * 40).round().to(torch.int8)
-    far = Far([0, 1], far_keys, far_values, visible, *scales)
+    key_scale, value_scale = scales
+    far = Far([0, 1], far_keys, far_values, visible, key_scale, value_scale)
     out = attend_jointly(query, keys, values, as_bias(mask), far_query, far)
     torch.testing.assert_close(out.double(), plain(query, far_query, keys, values, mask, far), rtol=0, atol=1e-5)
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from models.config import MemoryConfig
+from models.memory.slots import SlotsConfig
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
-from tests.models.reference import Reference
+from tests.models.references.slots import SlotsReference
+from tests.models.references.window import Reference
 from tests.models.sessions import (
     ALL_HEADS,
     assert_same_bits,
@@ -76,15 +78,17 @@ def test_before_the_first_fold_every_memory_is_the_same_model(checkpoint: Checkp
 def test_equals_the_reference_however_it_is_cut(checkpoint: Checkpoint, config: MemoryConfig) -> None:
     decoder = build(checkpoint, config)
     tokens = random_tokens(decoder, 114)
-    reference = Reference(checkpoint.config, checkpoint.tensors, config)
-    expected = reference.read(tokens)
+    tensors = checkpoint.tensors
+    slots = SlotsReference(checkpoint.config, tensors, config) if isinstance(config, SlotsConfig) else None
+    with torch.no_grad():
+        expected = (slots or Reference(checkpoint.config, tensors, config)).read(tokens)
     for cuts in ((), (1,), (16,), (7, 50, 1)):
         logits, state = read(decoder, tokens, cuts)
         assert (logits - expected).abs().max() < 2e-4, cuts
-        if reference.kept:
+        if slots is not None:
             positions, scores = state.read("slot_position")[0], state.read("slot_score")[0]
             kept = [row[score > -torch.inf].tolist() for row, score in zip(positions, scores, strict=True)]
-            assert kept == [reference.kept[head] for head in sorted(reference.kept)], cuts
+            assert kept == [slots.kept[head] for head in sorted(slots.kept)], cuts
 
 
 @every_memory

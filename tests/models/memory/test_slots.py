@@ -15,8 +15,8 @@ from models.memory.base import Evicted
 from models.memory.slots import Slots, SlotsConfig
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
-from tests.models.reference import Reference
-from tests.models.sessions import ALL_HEADS, build, random_tokens, read, slots_config
+from tests.models.references.slots import SlotsReference
+from tests.models.sessions import ALL_HEADS, asked_after, build, random_tokens, read, slots_config
 
 SIZE, SEGMENT = 8, 16
 MODEL = ModelConfig(32, 16, 16, 2, 2, 2, SIZE, 1e-5, 1e4, 512, True)
@@ -46,6 +46,7 @@ def fold_all(slots: Slots, keys: Tensor, values: Tensor) -> MemoryState:
                 values=values[None, :, start:end],
                 tokens=torch.arange(start, end, dtype=torch.int32)[None] + 1000,
                 starts=torch.tensor([start]),
+                counted=torch.arange(start, end)[None] >= slots.config.sinks,
             ),
         )
     return state
@@ -81,7 +82,7 @@ def test_neighbours_lend_their_importance_across_segments(checkpoint: Checkpoint
     decoder = build(checkpoint, config)
     tokens = random_tokens(decoder, 160)
     _, state = read(decoder, tokens, (33,))
-    reference = Reference(checkpoint.config, checkpoint.tensors, config)
+    reference = SlotsReference(checkpoint.config, checkpoint.tensors, config)
     reference.read(tokens)
     for row, head in enumerate(config.heads):
         given = reference.score[head]
@@ -143,8 +144,8 @@ def test_other_layers_and_heads_keep_nothing() -> None:
     slots = memory(heads=((1, 0),), slots=8)
     keys, values = text(32)
     assert (fold_all(slots, keys, values).read("slot_score") == -torch.inf).all()
-    assert slots.read(0, MemoryState.empty(slots.spec(), 1), [32]) is None
-    far = slots.read(1, MemoryState.empty(slots.spec(), 1), [32])
+    assert slots.read(0, MemoryState.empty(slots.spec(), 1), asked_after(32)) is None
+    far = slots.read(1, MemoryState.empty(slots.spec(), 1), asked_after(32))
     assert far is not None
     assert far.heads == [0]
 

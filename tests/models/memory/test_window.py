@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.memory.base import Report
 from models.weights.checkpoint import Checkpoint
-from tests.models.sessions import build, random_tokens, read, window_config
+from tests.models.sessions import asked_after, build, random_tokens, read, window_config
 
 
 def test_it_adds_nothing_to_the_state_and_reports_nothing(checkpoint: Checkpoint) -> None:
@@ -12,4 +12,4 @@ def test_it_adds_nothing_to_the_state_and_reports_nothing(checkpoint: Checkpoint
     assert decoder.memory.spec() == {}
     _, state = read(decoder, random_tokens(decoder, 100))
     assert decoder.memory.report(state) == Report()
-    assert decoder.memory.read(0, state, [64]) is None
+    assert decoder.memory.read(0, state, asked_after(64)) is None

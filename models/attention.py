@@ -1,0 +1,186 @@
+"""Attention over the ring, and the two ways in which a memory joins it: in the same softmax, or beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.layers import rotate, wide
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries of one piece of a chunk, and how far each of the B sessions has come before it."""
+
+    plain: Tensor
+    """(B, K, G, t, d): as projected, without rotation."""
+    near: Tensor
+    """The same, each turned by its own position."""
+    cos: Tensor
+    sin: Tensor
+    """(1, 1, 1, d/2): the rotation of distance W."""
+    folded: Sequence[int]
+    """Tokens that each row has evicted: its memory holds what became of them."""
+    finished: Sequence[int]
+    """Tokens that each row has in complete segments, evicted or still in the ring."""
+
+    @cached_property
+    def far(self) -> Tensor:
+        """The queries turned by W: a key without rotation is then seen at distance W."""
+        return rotate(self.plain.flatten(1, 2), self.cos, self.sin).view_as(self.plain)
+
+
+@dataclass(frozen=True)
+class Far:
+    """Keys and values that a memory adds to the softmax of some heads.
+
+    `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
+    integers with `key_scale` and `value_scale` (B, r, C). `visible` (B, r, C) is False where nothing is stored; None
+    means that all is visible. `rotated` keys carry the rotation of a position, others lie at one fixed distance W.
+    `bias` (r, G) is added to the scaled scores of every far key, by query head.
+    """
+
+    heads: list[int]
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None = None
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+    rotated: bool = False
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a memory answers apart from the softmax of the ring: `out` (B, r, G, t, d), finite everywhere, wide.
+
+    Either `mass` (B, r, G, t) is the log-sum-exp of the memory's own scores (scaled by 1/√d), and the two are joined as if
+    they were one softmax; or `gate`, which broadcasts to (B, r, G, t, 1), weighs the answer, and what the ring gives weighs
+    1 - gate, or 1 where the answer is `added`. Rows that are not `filled` (B,) keep to the ring; None: all are.
+    """
+
+    heads: list[int]
+    out: Tensor
+    mass: Tensor | None = None
+    gate: Tensor | None = None
+    added: bool = False
+    filled: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.mass is None) != (self.gate is None), "a memory is joined by its mass or by a gate"
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of query (B, K, G, T, d) over keys and values (B, K, N, d).
+
+    `bias` (B, 1, G*T, N), in the query's dtype, is 0 where a key is seen and -inf where it is not.
+    """
+    out = F.scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=bias)
+    return out.view(query.shape)
+
+
+def attend_with_mass(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """`attend`, and the log-sum-exp of the scaled scores: (B, K, G, T, d) in the values' dtype, (B, K, G, T) wide."""
+    flat = query.flatten(2, 3)
+    if _fused(query, keys):
+        out, mass = _flash(flat, keys, values, bias)
+    else:
+        scores = _scores(flat, keys) * query.shape[-1] ** -0.5 + bias
+        mass = scores.logsumexp(dim=-1)
+        out = scores.softmax(dim=-1).to(values.dtype) @ values
+    return out.view(query.shape), mass.view(query.shape[:-1])
+
+
+def attend_beside(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, beside: Beside) -> Tensor:
+    """The ring's answer to query (B, r, G, T, d), mixed with what the memory answers beside it."""
+    if beside.mass is not None:
+        near, near_mass = attend_with_mass(query, keys, values, bias)
+        share = torch.sigmoid(beside.mass - near_mass)[..., None]  # e^far / (e^near + e^far)
+    else:
+        assert beside.gate is not None
+        near, share = attend(query, keys, values, bias), beside.gate
+    near = near.to(beside.out.dtype)
+    mixed = share * beside.out + (near if beside.added else (1 - share) * near)
+    if beside.filled is not None:
+        mixed = torch.where(beside.filled[:, None, None, None, None], mixed, near)
+    return mixed.to(query.dtype)
+
+
+def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far) -> Tensor:
+    """One softmax over near keys (seen by `query`) and far keys (seen by `far_query`), both (B, r, G, T, d).
+
+    Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
+    """
+    if _fused(query, keys):
+        return _attend_in_two_passes(query, keys, values, bias, far_query, far)
+    scale = query.shape[-1] ** -0.5
+    near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
+    away = _scores(far_query.flatten(2, 3), far.keys.to(query.dtype))  # (B, r, G*T, C)
+    if far.key_scale is not None:
+        away = away * far.key_scale[:, :, None, :]
+    if far.bias is not None:
+        away = away + _by_query(far.bias, query) / scale
+    if far.visible is not None:
+        away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
+    weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
+    weight_near, weight_far = weight.split((near.shape[-1], away.shape[-1]), dim=-1)
+    if far.value_scale is not None:
+        weight_far = weight_far * far.value_scale[:, :, None, :]
+    out: Tensor = weight_near.to(values.dtype) @ values
+    out = out + weight_far.to(values.dtype) @ far.values.to(values.dtype)
+    return out.view(query.shape)
+
+
+_LONG = 16
+"""Tokens from which two passes of the fused kernel are quicker than one explicit softmax."""
+
+
+def _fused(query: Tensor, keys: Tensor) -> bool:
+    """Whether the fused kernel is taken: it gives a log-sum-exp on the CPU only, and without its gradient."""
+    return query.shape[3] >= _LONG and query.device.type == "cpu" and not (query.requires_grad or keys.requires_grad)
+
+
+def _scores(query: Tensor, keys: Tensor) -> Tensor:
+    """query (B, r, Q, d) on keys (B, r, N, d): (B, r, Q, N), wide."""
+    return (query @ keys.transpose(-1, -2)).to(wide(query.dtype))
+
+
+def _by_query(bias: Tensor, query: Tensor) -> Tensor:
+    """A bias by query head (r, G) laid along the queries of `flatten(2, 3)`: (1, r, G*T, 1)."""
+    return bias[None, :, :, None].expand(-1, -1, -1, query.shape[3]).flatten(2, 3)[..., None]
+
+
+def _attend_in_two_passes(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far
+) -> Tensor:
+    near, near_mass = _flash(query.flatten(2, 3), keys, values, bias)
+    far_bias = None
+    if far.visible is not None:
+        hidden = torch.zeros_like(far.visible, dtype=query.dtype).masked_fill(~far.visible, -torch.inf)
+        far_bias = hidden[:, :, None, :].expand(-1, -1, near.shape[2], -1)
+    far_keys, far_values = far.keys.to(query.dtype), far.values.to(query.dtype)
+    if far.key_scale is not None:
+        far_keys = far_keys * far.key_scale[..., None].to(query.dtype)
+    if far.value_scale is not None:
+        far_values = far_values * far.value_scale[..., None].to(query.dtype)
+    away, far_mass = _flash(far_query.flatten(2, 3), far_keys, far_values, far_bias)
+    if far.bias is not None:  # the same for all far keys of a query: it moves their mass and not their shares
+        far_mass = far_mass + _by_query(far.bias, query)[..., 0]
+    if far.visible is not None:
+        # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
+        far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
+    share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
+    return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
+
+
+def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention and the log-sum-exp of its scores, (B, r, Q, d) and (B, r, Q) wide."""
+    # The public function keeps the log-sum-exp to itself; this is what it calls.
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, mass = kernel(query, keys, values, attn_mask=bias)
+    return out, mass
