@@ -5,6 +5,8 @@
 #   make check   ruff, mypy, import-linter
 #   make demo    a session that survives being killed, in a few minutes
 #   make bench   what sessions remember                       (ARGS="--book PATH …")
+#   make bench-memory   every memory side by side         (ARGS="--book PATH …")
+#   make bench-learn    small models learn to use every memory
 #   make bench-load   many streams beside one long append
 #   make bench-park   park and resume through Redis           (ARGS="--book PATH …"); beside it 10,000 sessions in one Redis
 #   make faults  kill, stop, cut, fill and corrupt what can be, and count what was lost
@@ -13,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench bench-load bench-park faults model redis clean
+.PHONY: serve test check demo bench bench-memory bench-learn bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -33,6 +35,12 @@ demo: .venv/.server model
 
 bench: .venv/.server model
 	$(BIN)/python -m bench.recall $(ARGS)
+
+bench-memory: .venv/.bench model
+	$(BIN)/python -m bench.memory $(ARGS)
+
+bench-learn: .venv/.server
+	$(BIN)/python -m bench.learn $(ARGS)
 
 bench-load: .venv/.server model
 	$(BIN)/python -m bench.load $(ARGS)
@@ -65,6 +73,11 @@ redis:
 .venv/.server: .venv/.python pyproject.toml clients/python/pyproject.toml
 	@echo "Installing the server and the client with their dependencies (torch is large: the first time takes minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e clients/python
+	@touch $@
+
+.venv/.bench: .venv/.server
+	@echo "Installing what draws the figures of benchmarks"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 .venv/.developer: .venv/.server

@@ -1,7 +1,7 @@
 """What a session still knows: `python -m bench.recall [--book PATH] [--quick]`.
 
 Passkey in filler, a seven-digit needle in a book, facts in plain words, and the likelihood of the book itself, each beside its
-controls. Trials that share a haystack share its reading: the state is forked where the needle goes in.
+controls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from bench.reading import (
     slots_reader,
     window_reader,
 )
-from models.probes import FACTS, Needle, fact, needle, passkey, passkey_haystack, prose
-from models.state import MemoryState
+from bench.trials import Trials
+from models.probes import prose
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
@@ -34,8 +34,6 @@ from models.weights.hub import DEFAULT_MODEL
 RESULTS = Path(__file__).parent / "results" / "recall.json"
 TASKS = ("passkey", "needle", "facts", "nll")
 console = Console(stderr=True)
-_AROUND = {"passkey": "\n{}\n", "needle": " {}"}
-"""How a sentence stands in its haystack: the passkey's on a line of its own."""
 
 
 @dataclass(frozen=True)
@@ -51,96 +49,32 @@ class Result:
     state_bytes: int
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A needle that goes into a haystack behind `place` tokens."""
-
-    needle: Needle
-    place: int
-
-
 class Recall:
     """Runs trials and collects results."""
 
     def __init__(self, checkpoint: Checkpoint, book: str, out: Path) -> None:
-        self.checkpoint, self._out = checkpoint, out
-        self.tokenizer = Tokenizer.of(checkpoint.tokenizer)
-        self.book = self.tokenizer.encode(book)
+        self._out = out
+        self._trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
         self.results: list[Result] = []
 
     def passkey(self, reader: Reader, length: int, trials: int) -> None:
-        """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
-        source = random.Random(length)
-        one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
-        hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
-        borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
-        last = len(borders) - 1
-        planted = [Trial(passkey(source), borders[round(index / max(1, trials - 1) * last)]) for index in range(trials)]
-        self._report(reader, "passkey", length, self._trials(reader, "passkey", hay, planted))
+        """See `Trials.passkey`."""
+        self._report(reader, "passkey", length, self._trials.passkey(reader, length, trials))
 
     def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> None:
-        """Seven digits in the book, at even depths."""
-        source = random.Random(length + 1)
-        self._hide(reader, "needle", length, [needle(source) for _ in range(trials)], haystacks, source)
+        """See `Trials.needles`."""
+        self._report(reader, "needle", length, self._trials.needles(reader, length, trials, haystacks))
 
     def facts(self, reader: Reader, length: int, rounds: int) -> None:
-        """Every template once a round, all in one part of the book, each asked by itself."""
-        source, right = random.Random(length + 2), []
-        for _ in range(rounds):
-            hidden = [fact(source, template) for template in FACTS]
-            source.shuffle(hidden)
-            begin = source.randrange(max(1, len(self.book) - length))
-            hay = self.book[begin : begin + length]
-            borders = self._borders(hay)
-            state, read = reader.empty(), 0
-            for index, one in enumerate(hidden):
-                place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
-                state = reader.read(state, hay[read:place])
-                state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
-                read = place
-            state = reader.read(state, hay[read:])
-            right += [self._ask("facts", reader, state, one) for one in hidden]
-        self._report(reader, "facts", length, right)
+        """See `Trials.facts`."""
+        self._report(reader, "facts", length, self._trials.facts(reader, length, rounds))
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
-        losses = reader.losses(self.book[:length])[2048:]
+        losses = reader.losses(self._trials.book[:length])[2048:]
         self._add(
             Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes)
         )
-
-    def _hide(
-        self, reader: Reader, task: str, length: int, hidden: Sequence[Needle], haystacks: int, source: random.Random
-    ) -> None:
-        each = len(hidden) // haystacks
-        right: list[float] = []
-        for number in range(haystacks):
-            begin = source.randrange(max(1, len(self.book) - length))
-            hay = self.book[begin : begin + length]
-            borders = self._borders(hay)
-            chosen = hidden[number * each : (number + 1) * each]
-            trials = [
-                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))])
-                for index, one in enumerate(chosen)
-            ]
-            right += self._trials(reader, task, hay, trials)
-        self._report(reader, task, length, right)
-
-    def _trials(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
-        state, read, right = reader.empty(), 0, []
-        for trial in sorted(trials, key=lambda trial: trial.place):
-            state = reader.read(state, hay[read : trial.place])
-            read = trial.place
-            sentence = self.tokenizer.encode(_AROUND[task].format(trial.needle.sentence), start=False)
-            planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
-            right.append(self._ask(task, reader, planted, trial.needle))
-        return right
-
-    def _ask(self, task: str, reader: Reader, state: MemoryState, hidden: Needle) -> float:
-        question = self.tokenizer.encode("\n" + hidden.question, start=False)
-        wanted = self.tokenizer.encode(hidden.answer, start=False)
-        got = reader.answer(state, question, len(wanted))
-        return _score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got))
 
     def _report(self, reader: Reader, task: str, length: int, right: Sequence[float]) -> None:
         accuracy = round(sum(right) / len(right), 4)
@@ -162,21 +96,6 @@ class Recall:
         rows.sort(key=lambda row: (TASKS.index(row["task"]), row["length"]))
         self._out.parent.mkdir(parents=True, exist_ok=True)
         self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-    def _borders(self, hay: Sequence[int]) -> list[int]:
-        """Places behind a sentence, but for the last 600 tokens; the ring may still hold up to 768."""
-        return [place for place in range(1, len(hay) - 600) if self._ends_sentence(hay, place)]
-
-    def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
-        return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
-
-
-def _score(task: str, wanted: str, got: str) -> float:
-    """Digits in their places for needles, everything or nothing for the rest."""
-    if task == "needle":
-        pairs = list(zip(wanted.strip(), got.strip().ljust(len(wanted)), strict=False))
-        return sum(a == b for a, b in pairs) / len(pairs)
-    return float(wanted.strip() == got.strip())
 
 
 def table(results: Sequence[Result]) -> Table:

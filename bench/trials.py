@@ -1,0 +1,110 @@
+"""Things hidden in a text, and whether a reader finds them: what bench.recall and bench.memory both measure.
+
+Trials that share a haystack share its reading: the state is forked where the needle goes in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bench.reading import Reader
+from models.probes import FACTS, Needle, fact, needle, passkey, passkey_haystack
+from models.state import MemoryState
+from models.tokenizer import Tokenizer
+
+_AROUND = {"passkey": "\n{}\n", "needle": " {}"}
+"""How a sentence stands in its haystack: the passkey's on a line of its own."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A needle that goes into a haystack behind `place` tokens."""
+
+    needle: Needle
+    place: int
+
+
+class Trials:
+    """Trials over one book. Every method returns what each trial scored, 0 to 1."""
+
+    def __init__(self, tokenizer: Tokenizer, book: str) -> None:
+        self.tokenizer = tokenizer
+        self.book = tokenizer.encode(book)
+
+    def passkey(self, reader: Reader, length: int, trials: int) -> list[float]:
+        """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
+        source = random.Random(length)
+        one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
+        hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
+        borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
+        last = len(borders) - 1
+        planted = [Trial(passkey(source), borders[round(index / max(1, trials - 1) * last)]) for index in range(trials)]
+        return self._find(reader, "passkey", hay, planted)
+
+    def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> list[float]:
+        """Seven digits in the book, at even depths; the share of digits in their places."""
+        source, right = random.Random(length + 1), []
+        hidden = [needle(source) for _ in range(trials)]
+        each = trials // haystacks
+        for number in range(haystacks):
+            begin = source.randrange(max(1, len(self.book) - length))
+            hay = self.book[begin : begin + length]
+            borders = self._borders(hay)
+            planted = [
+                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))])
+                for index, one in enumerate(hidden[number * each : (number + 1) * each])
+            ]
+            right += self._find(reader, "needle", hay, planted)
+        return right
+
+    def facts(self, reader: Reader, length: int, rounds: int) -> list[float]:
+        """Every template once a round, all in one part of the book, each asked by itself."""
+        source, right = random.Random(length + 2), []
+        for _ in range(rounds):
+            hidden = [fact(source, template) for template in FACTS]
+            source.shuffle(hidden)
+            begin = source.randrange(max(1, len(self.book) - length))
+            hay = self.book[begin : begin + length]
+            borders = self._borders(hay)
+            state, read = reader.empty(), 0
+            for index, one in enumerate(hidden):
+                place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
+                state = reader.read(state, hay[read:place])
+                state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
+                read = place
+            state = reader.read(state, hay[read:])
+            right += [self._ask("facts", reader, state, one) for one in hidden]
+        return right
+
+    def _find(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
+        state, read, right = reader.empty(), 0, []
+        for trial in sorted(trials, key=lambda trial: trial.place):
+            state = reader.read(state, hay[read : trial.place])
+            read = trial.place
+            sentence = self.tokenizer.encode(_AROUND[task].format(trial.needle.sentence), start=False)
+            planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
+            right.append(self._ask(task, reader, planted, trial.needle))
+        return right
+
+    def _ask(self, task: str, reader: Reader, state: MemoryState, hidden: Needle) -> float:
+        question = self.tokenizer.encode("\n" + hidden.question, start=False)
+        wanted = self.tokenizer.encode(hidden.answer, start=False)
+        got = reader.answer(state, question, len(wanted))
+        return _score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got))
+
+    def _borders(self, hay: Sequence[int]) -> list[int]:
+        """Places behind a sentence, but for the last 600 tokens; the ring may still hold up to 768."""
+        return [place for place in range(1, len(hay) - 600) if self._ends_sentence(hay, place)]
+
+    def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
+        return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
+
+
+def _score(task: str, wanted: str, got: str) -> float:
+    """Digits in their places for needles, everything or nothing for the rest."""
+    if task == "needle":
+        pairs = list(zip(wanted.strip(), got.strip().ljust(len(wanted)), strict=False))
+        return sum(a == b for a, b in pairs) / len(pairs)
+    return float(wanted.strip() == got.strip())
