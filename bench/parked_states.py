@@ -29,6 +29,7 @@ from server.settings import load
 from server.store.base import SessionRecord, Store
 from server.store.factory import create_store
 from server.worker.runner import Feed, Runner
+from server.worker.runners import Runners
 
 RESULTS = Path(__file__).parent / "results" / "parked_states.json"
 QUESTION = "\nWhat do you remember of all this?"
@@ -126,11 +127,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    runner = Runner(load(model=options.model, resident_sessions=1), 0)
-    runner.bind_thread()
-    runner.load()
+    runners = Runners(load(model=options.model, resident_sessions=1), 0)
+    runners.bind_thread()
+    runners.load()
     with tempfile.TemporaryDirectory(prefix="palimpsest-parked-") as name, RedisProcess(Path(name)) as redis:
-        figures = asyncio.run(measure(runner, redis.url, options))
+        figures = asyncio.run(measure(runners.default, redis.url, options))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(asdict(figures), indent=1) + "\n", encoding="utf-8")
     Console(stderr=True).print(shown(figures, f"Parked sessions of {options.model}"))

@@ -66,8 +66,11 @@ def load_offers(
             checkpoint = load_checkpoint(offer.model, dtype=dtype, device=device, say=say)
             read[offer.model] = checkpoint, weights_of(checkpoint)
         checkpoint, weights = read[offer.model]
-        config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, offer.adapter)
-        loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, offer.adapter, weights)
+        try:
+            config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, offer.adapter)
+            loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, offer.adapter, weights)
+        except ConfigError as error:
+            raise ConfigError(f"{offer.memory} of {offer.model}: {error}") from error
     return loaded
 
 

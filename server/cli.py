@@ -34,19 +34,24 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.")] = None,
     model: Annotated[str | None, typer.Option(help="A path, hf:<repo> or pypi:<wheel>.")] = None,
-    memory: Annotated[str | None, typer.Option(help="slots or window.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of sessions that name none, such as slots.")] = None,
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(help='A further memory, or {"memory": …, "model": …, "options": {…}}. May be given many times.'),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, or a list such as cuda:0,cuda:1.")] = None,
     store: Annotated[str | None, typer.Option(help="embedded (in the data folder), or redis://host:port/db.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded store.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
 ) -> None:
-    """Serve a model until stopped. SIGTERM or Ctrl-C lets running generations end first."""
+    """Serve models until stopped. SIGTERM or Ctrl-C lets running generations end first."""
     settings = _settings(
         host=host,
         port=port,
         model=model,
         memory=memory,
+        offers=offer or None,
         device=device,
         store=store,
         data_dir=data_dir,
@@ -117,13 +122,14 @@ def _refused(error: InvalidSettingsError) -> typer.Exit:
 def _announce(settings: Settings) -> None:
     console = Console(stderr=True, highlight=False)
     console.print(f"[bold]Palimpsest {server_version()}[/bold] starts")
-    lines = {
-        "model": settings.model,
-        "memory": settings.memory,
-        "store": _without_password(settings.store),
-        "data folder": settings.data_dir,
-    }
-    for name, value in lines.items():
+    default, *others = (str(served.pair) for served in settings.pairs())
+    lines = [
+        ("serves", f"{default}, for sessions that name nothing else" if others else default),
+        *[("", other) for other in others],
+        ("store", _without_password(settings.store)),
+        ("data folder", settings.data_dir),
+    ]
+    for name, value in lines:
         console.print(f"  {name:<12} {value}", markup=False, soft_wrap=True)
 
 

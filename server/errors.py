@@ -4,6 +4,7 @@ ServerError                      status  code
 ├── InvalidRequest               422     invalid_request (or a narrower code)
 │   └── OperationMismatch        422     op_id_reused
 ├── MalformedBody                400     malformed_body
+├── ModelNotServed               400     model_not_served
 ├── Unauthenticated              401     unauthenticated
 ├── NotFound                     404     not_found
 ├── MethodNotAllowed             405     method_not_allowed
@@ -74,6 +75,14 @@ class MalformedBody(ServerError):
     status = 400
     type = "invalid_request_error"
     default_code = "malformed_body"
+
+
+class ModelNotServed(ServerError):
+    """This server does not offer the model or the memory: the text lists what it does. Another one on the same store may."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "model_not_served"
 
 
 class Unauthenticated(ServerError):

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from server.catalog import offer_of
 from server.errors import Internal, NotFound
 from server.ids import is_id
 from server.messages import Cancel, Done, Generate, GenerationEvent, Resume
@@ -73,14 +74,16 @@ class Generations:
             raise no_generation()
 
     async def recorded(self, tenant: str, generation_id: str) -> GenerationRecord:
-        """A remembered generation. Raises `NotFound`, also for another tenant's."""
+        """A remembered generation. Raises `NotFound`, also for another tenant's, and `ModelNotServed`."""
         record = await self._store.generation(generation_id) if is_id("gen", generation_id) else None
         if record is None:
             raise no_generation()
         try:
-            await self._store.get(tenant, record.session_id)
+            session = await self._store.get(tenant, record.session_id)
         except NotFound:
             raise no_generation() from None
+        if (served := self._pool.describe()) is not None:  # without one the pool itself will say so
+            offer_of(served, session)
         return record
 
 

@@ -17,6 +17,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from server.errors import FAMILIES, Internal, ServerError
+from server.pairs import Pair
 
 
 class Message(BaseModel):
@@ -109,11 +110,13 @@ class Inspect(Message):
 
 
 class Check(Message):
-    """Whether a saved state from outside may be loaded: whole, of this model and memory, its numbers finite, `tail` in the
+    """Whether a saved state from outside may be loaded: whole, of that model and memory, its numbers finite, `tail` in the
     vocabulary. Answered by `Done`, or by `Failed` with `InvalidRequest`, which says what is wrong."""
 
     kind: Literal["check"] = "check"
     session_id: str
+    model: str
+    memory: str
     position: int
     state: bytes | None
     tail: tuple[int, ...]
@@ -133,17 +136,31 @@ class Drain(Message):
     seconds: float
 
 
-class Ready(Message):
-    """The worker has loaded its model and takes requests. Sent once, unasked, with request id 0."""
+class Offered(Message):
+    """A pair that a worker serves; `state_bytes` is what each session of it takes."""
 
-    kind: Literal["ready"] = "ready"
-    worker: int
     model: str
     model_fingerprint: str
     memory: str
     state_bytes: int
     trained_context: int
     parameters: int
+
+    @property
+    def pair(self) -> Pair:
+        """The names of both."""
+        return Pair(self.model, self.memory)
+
+
+class Ready(Message):
+    """The worker has loaded its models and takes requests. Sent once, unasked, with request id 0.
+
+    `offers` are the pairs that it serves, the default first; each is there once.
+    """
+
+    kind: Literal["ready"] = "ready"
+    worker: int
+    offers: Annotated[tuple[Offered, ...], Field(min_length=1)]
     device: str
     dtype: str
 

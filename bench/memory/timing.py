@@ -71,7 +71,7 @@ def read_us(reader: Reader, full: MemoryState, tokens: int) -> float:
             if isinstance(found, Beside):
                 attend_beside(query[:, heads], keys[:, heads], values[:, heads], bias, found)
             elif found is not None:
-                away = query[:, heads] if found.rotated else asked[index].far[:, heads]
+                away = asked[index].far[:, heads]
                 attend_jointly(query[:, heads], keys[:, heads], values[:, heads], bias, away, found)
 
     alone, together = [], []

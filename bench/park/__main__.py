@@ -26,11 +26,13 @@ from bench.park.reread import LlamaJob, Reread, Rereading, reread
 from bench.redis_process import RedisProcess
 from models.probes import prose
 from models.weights.hub import DEFAULT_MODEL, locate
+from server.messages import Ready
 from server.settings import Settings, load
 from server.store.base import Store
 from server.store.factory import create_store
 from server.store.sealing import create_sealer
 from server.worker.runner import Feed, Runner
+from server.worker.runners import Runners
 
 RESULTS = Path(__file__).parent.parent / "results" / "park.json"
 QUESTION = "\nWhat do you remember of all this?"
@@ -53,9 +55,10 @@ def main() -> None:
     """Entry point."""
     options = _options()
     settings = load(model=options.model, resident_sessions=2, threads=options.threads)
-    runner = Runner(settings, 0)
-    runner.bind_thread()
-    runner.load()
+    runners = Runners(settings, 0)
+    runners.bind_thread()
+    runners.load()
+    runner = runners.default
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 400_000)
     tokens = repeated(runner.reader, book, max(options.lengths) + max(_SPEED_TOKENS, options.repeats))
     plan = Plan(sorted(options.lengths), options.repeats, tokens, read_on(runner.reader, QUESTION))
@@ -68,9 +71,10 @@ def main() -> None:
     rereading = _reread(options, plan) if options.llama_python else None
     with tempfile.TemporaryDirectory(prefix="palimpsest-park-") as name, RedisProcess(Path(name)) as redis:
         rows = asyncio.run(_park(runner, histories, plan, redis.url, rereading))
-    _write(options.out, _result(options, runner, rereading, rows))
+    result = _result(options, runners.describe(), rereading, rows)
+    _write(options.out, result)
     console.print(table(rows))
-    print(json.dumps(_result(options, runner, rereading, rows)))
+    print(json.dumps(result))
 
 
 def _options() -> argparse.Namespace:
@@ -153,12 +157,11 @@ async def _bytes_in_redis(url: str) -> int:
 
 
 def _result(
-    options: argparse.Namespace, runner: Runner, rereading: Rereading | None, rows: Sequence[Row]
+    options: argparse.Namespace, served: Ready, rereading: Rereading | None, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    served = runner.describe()
     return {
         "model": options.model,
-        "memory": served.memory,
+        "memory": served.offers[0].memory,
         "dtype": served.dtype,
         "threads": options.threads,
         "llama_flash_attention": rereading.flash_attention if rereading else None,

@@ -90,11 +90,9 @@ class WorkerProcess:
                 "worker ready",
                 worker=self.index,
                 pid=self._process.pid if self._process else None,
-                model=answer.model,
-                memory=answer.memory,
                 device=answer.device,
                 dtype=answer.dtype,
-                state_mib=round(answer.state_bytes / 2**20, 1),
+                serves=[f"{offer.pair}: {offer.state_bytes / 2**20:.1f} MiB a session" for offer in answer.offers],
             )
         elif (queue := self._answers.get(request_id)) is not None:
             queue.put_nowait(answer)

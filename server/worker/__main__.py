@@ -43,7 +43,7 @@ from server.worker.engine import Engine
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes
 from server.worker.journal import Journal
-from server.worker.runner import MODEL_ERRORS, Runner
+from server.worker.runners import MODEL_ERRORS, Runners
 
 CANNOT_SERVE = 78
 """Exit code when model and settings do not fit (EX_CONFIG): starting again would not help."""
@@ -57,14 +57,14 @@ class Worker:
     def __init__(self, settings: Settings, index: int, endpoint: str) -> None:
         self._settings, self._index, self._endpoint = settings, index, endpoint
         self._store = create_store(settings)
-        self._runner = Runner(settings, index)
-        self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runner.bind_thread)
+        self._runners = Runners(settings, index)
+        self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runners.bind_thread)
         self._reading = ThreadPoolExecutor(1, "reading")
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def run(self) -> None:
         """Serve until drained."""
-        await asyncio.get_running_loop().run_in_executor(self._compute, self._runner.load)
+        await asyncio.get_running_loop().run_in_executor(self._compute, self._runners.load)
         await self._store.open()
         context = zmq.asyncio.Context()
         socket = context.socket(zmq.DEALER)
@@ -84,11 +84,11 @@ class Worker:
             return tasks.create_task(work)
 
         journal = Journal(self._store)
-        engine = Engine(self._settings, self._runner, self._store, journal, self._compute, spawn)
+        engine = Engine(self._settings, self._runners, self._store, journal, self._compute, spawn)
         owner = f"{self._settings.server_id}/{self._index}/{secrets.token_hex(4)}"
-        holdings = Holdings(self._settings, owner, engine, self._store, spawn)
+        holdings = Holdings(self._settings, owner, engine, self._runners, self._store, spawn)
         intakes = Intakes(self._settings, engine, self._store, journal, self._reading)
-        self._desk = Desk(self._settings, self._runner, engine, self._store, journal, holdings, intakes)
+        self._desk = Desk(self._settings, self._runners, engine, self._store, journal, holdings, intakes)
         steady = [
             tasks.create_task(work)
             for work in (
@@ -100,7 +100,7 @@ class Worker:
                 self._send(socket),
             )
         ]
-        self._answer(0, self._runner.describe())
+        self._answer(0, self._runners.describe())
         while True:
             request_id, request = unpack_request(await socket.recv())
             if isinstance(request, Drain):

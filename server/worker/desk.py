@@ -20,6 +20,7 @@ from server.messages import (
     Inspected,
     Resume,
 )
+from server.pairs import Pair
 from server.settings import Settings
 from server.store.base import OperationRecord, Store
 from server.worker.engine import Engine
@@ -27,7 +28,7 @@ from server.worker.generations import Generations, despite_hand_over
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes, session_reached
 from server.worker.journal import Journal
-from server.worker.runner import Runner
+from server.worker.runners import Runners
 from server.worker.session import Emit, Session
 
 
@@ -37,17 +38,17 @@ class Desk:
     def __init__(
         self,
         settings: Settings,
-        runner: Runner,
+        runners: Runners,
         engine: Engine,
         store: Store,
         journal: Journal,
         holdings: Holdings,
         intakes: Intakes,
     ) -> None:
-        self._settings, self._runner = settings, runner
+        self._settings, self._runners = settings, runners
         self._engine, self._store, self._journal = engine, store, journal
         self._holdings, self._intakes = holdings, intakes
-        self._generations = Generations(runner, engine, store, journal, holdings, intakes)
+        self._generations = Generations(runners, engine, store, journal, holdings, intakes)
         self._draining = False
 
     async def append(self, request: Append) -> Appended:
@@ -72,37 +73,38 @@ class Desk:
         if request.op_id is not None:
             known = await self._store.operation(session.key, request.op_id)
             if known is not None:
-                return self._repeated(request, known)
+                return self._repeated(session, request, known)
         if session.generation is not None:
             raise SessionBusy("the session is generating; append when it has finished, or cancel it")
-        before = session.position
+        before, reader = session.position, self._runners[session.pair].reader
         if request.messages is not None:
-            intake = await self._intakes.read(self._runner.reader.messages, session.standing, request.messages)
+            intake = await self._intakes.read(reader.messages, session.standing, request.messages)
         else:
-            intake = await self._intakes.read(self._runner.reader.text, session.standing, request.text or "")
+            intake = await self._intakes.read(reader.text, session.standing, request.text or "")
         position = session.journaled + len(intake.tokens) + intake.open_tokens
         operation = None
         if request.op_id is not None:
             operation = OperationRecord(request.op_id, _digest(request), position - before, position)
         etag = await self._intakes.commit(session, intake, operation, if_match=request.if_match)
-        return self._appended(request, position - before, position, etag, applied=True)
+        answer = self._appended(session, request, position - before, position)
+        return answer.model_copy(update={"etag": etag})
 
-    def _repeated(self, request: Append, known: OperationRecord) -> Appended:
+    def _repeated(self, session: Session, request: Append, known: OperationRecord) -> Appended:
         if known.request_digest != _digest(request):
             raise OperationMismatch(
                 f"op_id {request.op_id!r} was used before with another request; use a new one", param="op_id"
             )
-        return self._appended(request, known.tokens, known.position, known.etag, applied=False)
+        answer = self._appended(session, request, known.tokens, known.position)
+        return answer.model_copy(update={"etag": known.etag, "applied": False})
 
-    def _appended(self, request: Append, tokens: int, position: int, etag: str | None, *, applied: bool) -> Appended:
+    def _appended(self, session: Session, request: Append, tokens: int, position: int) -> Appended:
         return Appended(
             op_id=request.op_id,
             tokens=tokens,
             position=position,
             status="journaled",
-            applied=applied,
-            state_bytes=self._runner.describe().state_bytes,
-            etag=etag,
+            applied=True,
+            state_bytes=self._runners[session.pair].offered.state_bytes,
         )
 
     async def _reach(self, session_id: str, target: int) -> Session:
@@ -131,12 +133,15 @@ class Desk:
         while True:
             session = await despite_hand_over(lambda: self._reach(request.session_id, 0))
             if session.row is not None:
-                report = await self._engine.compute(self._runner.inspect, session.row)
+                report = await self._engine.compute(self._runners[session.pair].inspect, session.row)
                 return report.model_copy(update={"position": session.position})
 
     async def check(self, request: Check) -> Done:
         """Whether a state from outside may be loaded."""
-        await self._engine.compute(self._runner.check, request.position, request.state, request.tail)
+        pair = Pair(request.model, request.memory)
+        if pair not in self._runners:
+            raise self._runners.not_served(pair)
+        await self._engine.compute(self._runners[pair].check, request.position, request.state, request.tail)
         return Done()
 
     async def forget(self, request: Forget) -> Done:

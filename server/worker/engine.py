@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
@@ -11,12 +12,14 @@ from typing import Any, TypeVar, TypeVarTuple
 import structlog
 
 from server.errors import ServerError, StoreUnavailable
+from server.pairs import Pair
 from server.settings import Settings
 from server.store.base import Store
 from server.worker.generating import advance
 from server.worker.journal import Journal
 from server.worker.residency import Residency
-from server.worker.runner import Feed, Runner, Sample
+from server.worker.runner import Feed, Sample
+from server.worker.runners import Runners
 from server.worker.scheduler import Batch, Candidate, Limits, plan
 from server.worker.session import Session
 
@@ -32,13 +35,13 @@ class Engine:
     def __init__(
         self,
         settings: Settings,
-        runner: Runner,
+        runners: Runners,
         store: Store,
         journal: Journal,
         compute: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
-        self._runner, self._store, self._journal = runner, store, journal
+        self._runners, self._store, self._journal = runners, store, journal
         self._compute, self._spawn, self._settings = compute, spawn, settings
         self._limits = Limits(settings.max_batch, settings.prefill_tokens, settings.prefill_tokens_while_decoding)
         self._residency = Residency(settings.resident_sessions)
@@ -58,8 +61,8 @@ class Engine:
                 continue
             self._step += 1
             feeds = self._feeds(batch)
-            fed = [(self.sessions[feed.key], feed) for feed in feeds]
-            samples = await self.compute(self._runner.run, feeds)
+            fed = [(self.sessions[feed.key], feed) for its in feeds.values() for feed in its]
+            samples = await self.compute(self._runners.run, feeds)
             await self._journal.settled()  # at most one commit of sampled tokens is ever under way
             for session, feed in fed:
                 self._postprocess(session, feed, samples)
@@ -79,9 +82,9 @@ class Engine:
             if session.row is not None and not session.moving and session.has_work
         ]
 
-    def _feeds(self, batch: Batch) -> list[Feed]:
+    def _feeds(self, batch: Batch) -> dict[Pair, list[Feed]]:
         counts = [(key, min(1, len(self.sessions[key].pending))) for key in batch.decode]
-        feeds = []
+        feeds: dict[Pair, list[Feed]] = {}
         for key, count in [*counts, *batch.prefill]:
             session = self.sessions[key]
             assert session.row is not None
@@ -90,7 +93,7 @@ class Engine:
             tokens = [session.pending[index] for index in range(count)]
             last = count == len(session.pending)
             voice = session.generation.voice if session.generation is not None and last else None
-            feeds.append(Feed(key, session.row, tokens, voice))
+            feeds.setdefault(session.pair, []).append(Feed(key, session.row, tokens, voice))
         return feeds
 
     def _postprocess(self, session: Session, feed: Feed, samples: Mapping[str, Sample]) -> None:
@@ -110,7 +113,7 @@ class Engine:
             self.release(session)
 
     def _admit(self) -> None:
-        """Give rows to sessions that have work and none; where none is free, send the longest unused away."""
+        """Give rows to sessions that have work and none; where none is free, send the longest unused of the same pair away."""
         waiting = [
             session
             for session in self.sessions.values()
@@ -122,15 +125,17 @@ class Engine:
             and not self._residency.holds(session.key)
         ]
         for session in waiting:
-            row = self._residency.take(session.key)
-            if row is None:
-                break
-            self._move(session, self._move_in(session, row))
-        short = sum(not session.moving for session in waiting)
-        leaving = sum(session.moving and session.row is not None for session in self.sessions.values())
-        idle = [found for key in self._residency.by_age if (found := self._idle(key)) is not None]
-        for session in idle[: max(0, short - leaving)]:
-            self._move(session, self._move_out(session))
+            row = self._residency.take(session.key, session.pair)
+            if row is not None:
+                self._move(session, self._move_in(session, row))
+        short = Counter(session.pair for session in waiting if not session.moving)
+        if not short:
+            return
+        short.subtract(other.pair for other in self.sessions.values() if other.moving and other.row is not None)
+        for idle in [found for key in self._residency.by_age if (found := self._idle(key)) is not None]:
+            if short[idle.pair] > 0:
+                short[idle.pair] -= 1
+                self._move(idle, self._move_out(idle))
 
     def _move(self, session: Session, move: Coroutine[Any, Any, None]) -> None:
         session.moving = True
@@ -155,7 +160,7 @@ class Engine:
         try:
             async with session.lock:
                 stored = await self._store.load(session.key)
-                session.folded = await self.compute(self._runner.restore, row, stored.snapshot)
+                session.folded = await self.compute(self._runners[session.pair].restore, row, stored.snapshot)
                 session.pending.clear()
                 session.pending.extend(stored.tail)
                 session.saved = session.folded
@@ -211,10 +216,10 @@ class Engine:
 
         Where no row is free the parent is written out and lends its own. False when the parent changed meanwhile.
         """
-        row = self._residency.take(scratch.key)
+        row = self._residency.take(scratch.key, scratch.pair)
         if row is not None:
             assert parent.row is not None
-            await self.compute(self._runner.copy, parent.row, row)
+            await self.compute(self._runners[parent.pair].copy, parent.row, row)
         else:
             parent.moving = True
             try:
@@ -222,7 +227,7 @@ class Engine:
                     return False
                 row, parent.row = parent.row, None
                 self._residency.give_back(parent.key)
-                taken = self._residency.take(scratch.key)
+                taken = self._residency.take(scratch.key, scratch.pair)
                 assert taken == row
             finally:
                 parent.moving = False
@@ -262,7 +267,7 @@ class Engine:
         assert session.lease is not None
         if session.saved == session.folded:
             return True
-        position, data = await self.compute(self._runner.save, session.row)
+        position, data = await self.compute(self._runners[session.pair].save, session.row)
         await self._journal.settled()  # a snapshot must never be ahead of the journal
         if self.sessions.get(session.key) is not session:
             return False

@@ -12,13 +12,14 @@ import msgpack
 
 from server.errors import InvalidRequest, NotFound, OperationMismatch, SessionBusy, StaleLease
 from server.messages import Cancel, Done, Generate, GenerationStarted, Resume, SamplingParams
+from server.pairs import Pair
 from server.store.base import Finish, GenerationRecord, JournalEntry, OperationRecord, Store
 from server.worker.engine import Engine
 from server.worker.generating import numbered_after, take_up, told_again
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes, session_reached
 from server.worker.journal import Journal
-from server.worker.runner import Runner
+from server.worker.runners import Runners
 from server.worker.running import Running
 from server.worker.session import Emit, Generation, Session
 from server.worker.text import Intake
@@ -41,9 +42,9 @@ class Generations:
     """Begins generations and goes on with those that broke off; `running` has the ones under way."""
 
     def __init__(
-        self, runner: Runner, engine: Engine, store: Store, journal: Journal, holdings: Holdings, intakes: Intakes
+        self, runners: Runners, engine: Engine, store: Store, journal: Journal, holdings: Holdings, intakes: Intakes
     ) -> None:
-        self._runner, self._engine, self._store, self._journal = runner, engine, store, journal
+        self._runners, self._engine, self._store, self._journal = runners, engine, store, journal
         self._holdings, self._intakes = holdings, intakes
         self.running = Running(engine, journal)
 
@@ -94,7 +95,7 @@ class Generations:
             )
             operation = _operation(request, len(intake.tokens), context)
             await self._intakes.commit(session, intake, operation, if_match=request.if_match, begins=record)
-            generation = self._generation(request.generation_id, request.sampling, record, emit, listener)
+            generation = self._generation(session.pair, request.sampling, record, emit, listener)
             session.generation = generation
             generation.tell(GenerationStarted(generation_id=record.id, prompt_tokens=record.prompt_tokens))
         return session, generation
@@ -128,7 +129,7 @@ class Generations:
         at_rest = session.journaled == record.start + len(record.tokens) and not session.open_text
         if record.finish is None and not at_rest:
             record = await self._given_up(session, record)
-        generation = self._generation(generation_id, _unpack(record.request), record, emit, listener)
+        generation = self._generation(session.pair, _unpack(record.request), record, emit, listener)
         told_again(generation, record)
         if record.finish is None:
             session.generation = generation
@@ -210,7 +211,9 @@ class Generations:
         self, parent: Session, request: Generate, intake: Intake, emit: Emit, listener: int
     ) -> tuple[Session, Generation]:
         position = parent.journaled
-        scratch = Session(request.generation_id, None, journaled=position, folded=position, turn=intake.turn)
+        scratch = Session(
+            request.generation_id, parent.pair, None, journaled=position, folded=position, turn=intake.turn
+        )
         scratch.pending.extend(intake.tokens)
         scratch.journaled += len(intake.tokens)
         record = GenerationRecord(
@@ -220,7 +223,7 @@ class Generations:
             start=scratch.journaled,
             prompt_tokens=len(intake.tokens),
         )
-        generation = self._generation(request.generation_id, request.sampling, record, emit, listener)
+        generation = self._generation(parent.pair, request.sampling, record, emit, listener)
         generation.stays_at = parent.position
         operation = _operation(request, len(intake.tokens), parent.position)
         if operation is not None:
@@ -234,18 +237,18 @@ class Generations:
         return scratch, generation
 
     async def _prompt(self, session: Session, request: Generate) -> Intake:
-        read = self._runner.reader.prompt
+        read = self._runners[session.pair].reader.prompt
         intake = await self._intakes.read(read, session.standing, request.prompt, request.messages)
         if session.journaled + len(intake.tokens) == 0:
             raise InvalidRequest("there is nothing to go on from: append text first, or give a prompt")
         return intake
 
     def _generation(
-        self, generation_id: str, sampling: SamplingParams, record: GenerationRecord, emit: Emit, listener: int
+        self, pair: Pair, sampling: SamplingParams, record: GenerationRecord, emit: Emit, listener: int
     ) -> Generation:
         return Generation(
-            id=generation_id,
-            voice=self._runner.voice(sampling),
+            id=record.id,
+            voice=self._runners[pair].voice(sampling),
             max_tokens=sampling.max_tokens,
             prompt_tokens=record.prompt_tokens,
             context_tokens=record.start,

@@ -12,9 +12,11 @@ import structlog
 
 from server.errors import NotFound, ServerError, SessionBusy, SessionHeld, StaleLease
 from server.failpoints import failpoint
+from server.pairs import Pair
 from server.settings import Settings
 from server.store.base import Lease, LeaseHeld, Store
 from server.worker.engine import Engine
+from server.worker.runners import Runners
 from server.worker.session import Session
 
 _LISTEN_SECONDS = 5.0
@@ -34,18 +36,20 @@ class Holdings:
         settings: Settings,
         owner: str,
         engine: Engine,
+        runners: Runners,
         store: Store,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._settings, self._owner = settings, owner
-        self._engine, self._store, self._spawn = engine, store, spawn
+        self._engine, self._runners, self._store, self._spawn = engine, runners, store, spawn
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._leaving: set[str] = set()
 
     async def open(self, session_id: str) -> Session:
         """The session's object here, taking its lease if this worker does not hold it.
 
-        Raises `SessionBusy` while another server generates in it, `SessionHeld` when that does not let go in time.
+        Raises `SessionBusy` while another server generates in it, `SessionHeld` when that does not let go in time, and
+        `ModelNotServed`.
         """
         async with self._alone(session_id):
             session = self._engine.sessions.get(session_id)
@@ -66,8 +70,13 @@ class Holdings:
     async def _taken(self, session_id: str) -> Session:
         asked_at, lease = await self._acquire(session_id)
         record = await self._store.head(session_id)
+        pair = Pair(record.model, record.memory)
+        if pair not in self._runners:
+            await self._store.release(lease)
+            raise self._runners.not_served(pair)
         session = Session(
             session_id,
+            pair,
             lease,
             lease_until=asked_at + self._settings.lease_seconds,
             journaled=record.journaled,

@@ -1,11 +1,11 @@
-"""The one place where the server meets torch: a decoder, its slab of resident states, and what runs on them.
+"""One pair of a model and a memory at work: a decoder, its slab of resident states, and what runs on them.
 
-All methods but those of `TextReader` run on one thread, the compute thread, one after another.
+Here and in `runners.py` the server meets torch. All methods but those of `TextReader` run on one thread, the compute thread,
+one after another.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,26 +13,24 @@ import torch
 from torch import Tensor
 
 from models.codec import check_values, decode_state, encode_state
-from models.errors import ModelsError, StateError
-from models.load import DTYPES, LoadedModel, load_model
+from models.errors import StateError
+from models.load import LoadedModel
 from models.sampling import Sample as Sample
 from models.sampling import Sampler, Sampling
+from models.state import MemoryState, spec_nbytes
 from models.tokenizer import TextStream, Tokenizer
-from server.errors import InvalidRequest, StateRefused
+from server.errors import InvalidRequest, Overloaded, StateRefused
 from server.messages import (
     Inspected,
     LayerMemory,
-    Ready,
+    Offered,
     Remembered,
     SampledLogprobs,
     SamplingParams,
     TokenLogprob,
 )
-from server.settings import Settings
+from server.pairs import Pair
 from server.worker.text import TextReader
-
-MODEL_ERRORS = ModelsError
-"""What loading raises when model and settings do not fit: restarting would not help."""
 
 
 class Voice:
@@ -103,54 +101,27 @@ class Feed:
 
 
 class Runner:
-    """See the top of this file."""
+    """See the top of this file. Its slab has `rows` rows, and is laid out when the first session comes."""
 
-    def __init__(self, settings: Settings, worker: int) -> None:
-        self._settings, self._worker = settings, worker
-        self._device = _device(settings.device[worker])
-
-    def bind_thread(self) -> None:
-        """Set the number of torch threads for the calling thread, which is to be the compute thread."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = max(1, cores // len(self._settings.device))
-        torch.set_num_threads(self._settings.threads or share)
-
-    def load(self) -> None:
-        """Read the model and lay out the slab. Raises one of `MODEL_ERRORS`."""
-        settings = self._settings
-        given = {
-            "window": settings.window,
-            "segment": settings.segment,
-            "sinks": settings.sinks,
-            **({"slots": settings.slots, "slot_dtype": settings.slot_dtype} if settings.memory == "slots" else {}),
-        }
-        dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
-        self._model: LoadedModel = load_model(
-            settings.model,
-            memory=settings.memory,
-            options={name: value for name, value in given.items() if value is not None},
-            calibration=settings.calibration,
-            dtype=dtype,
-            device=self._device,
+    def __init__(self, pair: Pair, model: LoadedModel, device: torch.device, rows: int) -> None:
+        self._model, self._device, self._rows = model, device, rows
+        self._laid_out: MemoryState | None = None
+        self.reader = TextReader(model.tokenizer)
+        self.offered = Offered(
+            model=pair.model,
+            model_fingerprint=model.fingerprint,
+            memory=pair.memory,
+            state_bytes=spec_nbytes(model.kind.spec),
+            trained_context=model.decoder.config.trained_context,
+            parameters=model.parameters,
         )
-        self._dtype = dtype
-        with torch.inference_mode():
-            self._slab = self._model.decoder.empty_state(settings.resident_sessions)
-        self.reader = TextReader(self._model.tokenizer)
 
-    def describe(self) -> Ready:
-        """What this worker serves."""
-        return Ready(
-            worker=self._worker,
-            model=self._settings.model,
-            model_fingerprint=self._model.fingerprint,
-            memory=self._settings.memory,
-            state_bytes=self._slab.nbytes,
-            trained_context=self._model.decoder.config.trained_context,
-            parameters=self._model.parameters,
-            device=str(self._device),
-            dtype=str(self._dtype).removeprefix("torch."),
-        )
+    @property
+    def _slab(self) -> MemoryState:
+        if self._laid_out is None:
+            with torch.inference_mode():
+                self._laid_out = self._model.decoder.empty_state(self._rows)
+        return self._laid_out
 
     def voice(self, params: SamplingParams) -> Voice:
         """A new generation's way of choosing tokens."""
@@ -198,9 +169,12 @@ class Runner:
     def restore(self, row: int, snapshot: bytes | None) -> int:
         """Fill a row from bytes, or with an empty state. Returns the tokens it has taken in.
 
-        Raises `StateRefused` when the bytes must not be loaded.
+        Raises `StateRefused` when the bytes must not be loaded, `Overloaded` when the device has no room for the slab.
         """
-        target = self._slab.select([row])
+        try:
+            target = self._slab.select([row])
+        except RuntimeError as error:  # torch has no narrower kind for all its devices
+            raise Overloaded(self._no_room()) from error
         if snapshot is None:
             target.reset(self._model.kind.spec)
             return 0
@@ -243,9 +217,9 @@ class Runner:
         report = memory.report(state)
         folds = max(0, position // config.segment - config.window // config.segment)
         return Inspected(
-            memory=self._settings.memory,
+            memory=self.offered.memory,
             position=position,
-            state_bytes=self._slab.nbytes,
+            state_bytes=self.offered.state_bytes,
             folds=folds,
             local_tokens=position - folds * config.segment,
             layers=tuple(
@@ -258,8 +232,9 @@ class Runner:
             ),
         )
 
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    def _no_room(self) -> str:
+        needed = self._rows * self.offered.state_bytes / 2**20
+        return (
+            f"the device has no room for {self._rows} sessions of {self.offered.pair}, {needed:.0f} MiB; the operator can lower "
+            "PALIMPSEST_RESIDENT_SESSIONS or offer fewer pairs"
+        )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from server.messages import GenerationEvent
+from server.pairs import Pair
 from server.store.base import Finish, JournalEntry, Lease, Turn
 from server.worker.runner import Voice
 from server.worker.text import Standing
@@ -62,6 +63,7 @@ class Session:
     """
 
     key: str
+    pair: Pair
     lease: Lease | None
     lease_until: float = 0.0
     """Until then, by the monotonic clock, nobody else can have acquired it; afterwards only the store knows."""

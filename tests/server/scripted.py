@@ -24,6 +24,7 @@ from server.messages import (
     Inspect,
     Inspected,
     LayerMemory,
+    Offered,
     Ready,
     Remembered,
     Resume,
@@ -32,17 +33,29 @@ from server.serving import DrainingServer, create_server
 from server.settings import Settings
 from server.store.base import Finish, GenerationRecord, JournalEntry, Store
 
-SERVED = Ready(
-    worker=0,
+OFFERED = Offered(
     model="tiny/scripted",
     model_fingerprint="00",
     memory="slots",
     state_bytes=4096,
     trained_context=512,
     parameters=1000,
-    device="cpu",
-    dtype="float32",
 )
+OTHERS = (
+    OFFERED.model_copy(update={"memory": "window", "state_bytes": 2048}),
+    OFFERED.model_copy(update={"model": "other/scripted", "model_fingerprint": "01", "memory": "infini"}),
+    OFFERED.model_copy(update={"model": "other/scripted", "model_fingerprint": "01", "memory": "window"}),
+)
+
+
+def offering(*offers: Offered) -> Ready:
+    """A worker that serves these."""
+    return Ready(worker=0, offers=offers, device="cpu", dtype="float32")
+
+
+SERVED = offering(OFFERED)
+MANY = offering(OFFERED, *OTHERS)
+"""Several memories of the default model, and another model, which is not offered with the default memory."""
 
 
 @dataclass

@@ -46,10 +46,10 @@ def test_fetch_runs_apart(started: list[list[str]]) -> None:
 
 
 def test_wrong_settings_are_explained() -> None:
-    result = CliRunner().invoke(main, ["serve", "--port", "99999", "--memory", "elephant"])
+    result = CliRunner().invoke(main, ["serve", "--port", "99999", "--offer", '{"memory": 7}'])
     assert result.exit_code == 2
     assert "PALIMPSEST_PORT: " in result.output
-    assert "PALIMPSEST_MEMORY: " in result.output
+    assert "PALIMPSEST_OFFERS: entry 1, memory: " in result.output
 
 
 class Begun(Exception):
@@ -93,6 +93,17 @@ def test_serve_opens_the_store_it_is_told(
     assert [made for made, _ in stores] == [address]
     assert shown in result.output
     assert "RET" not in result.output
+
+
+def test_serve_says_what_it_offers(stores: list[tuple[str, Store]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_OFFERS", '["overruled"]')
+    options = ["--model", "a", "--offer", "window", "--offer", '{"memory": "infini", "model": "b"}']
+    result = CliRunner().invoke(main, ["serve", *options])
+    assert isinstance(result.exception, Begun)
+    assert stores
+    places = [result.output.index(pair) for pair in ("slots of a", "window of a", "infini of b")]
+    assert places == sorted(places)
+    assert "overruled" not in result.output
 
 
 @pytest.mark.parametrize("address", ["mysql://localhost", "redis:", "nothing"])

@@ -23,6 +23,7 @@ from server.messages import (
     Inspect,
     Inspected,
     LayerMemory,
+    Offered,
     Ready,
     Remembered,
     Request,
@@ -43,8 +44,8 @@ REQUESTS: list[Request] = [
     Resume(session_id="s", generation_id="g", after=7),
     Cancel(session_id="s", generation_id="g"),
     Cancel(session_id="s", generation_id="g", listener=5),
-    Check(session_id="s", position=3, state=b"\0\xff", tail=(1, 2**31)),
-    Check(session_id="s", position=0, state=None, tail=()),
+    Check(session_id="s", model="m", memory="slots", position=3, state=b"\0\xff", tail=(1, 2**31)),
+    Check(session_id="s", model="m", memory="slots", position=0, state=None, tail=()),
     Append(session_id="s", text="a", if_match=frozenset()),
     Inspect(session_id="s"),
     Forget(session_id="s"),
@@ -53,12 +54,17 @@ REQUESTS: list[Request] = [
 ANSWERS: list[Answer] = [
     Ready(
         worker=1,
-        model="m",
-        model_fingerprint="f",
-        memory="slots",
-        state_bytes=2**40,
-        trained_context=8,
-        parameters=9,
+        offers=tuple(
+            Offered(
+                model="m",
+                model_fingerprint="f",
+                memory=memory,
+                state_bytes=2**40,
+                trained_context=8,
+                parameters=9,
+            )
+            for memory in ("slots", "window")
+        ),
         device="cpu",
         dtype="float32",
     ),

@@ -48,6 +48,9 @@ def test_a_worker_reads_the_same_settings(monkeypatch: pytest.MonkeyPatch, tmp_p
         device="cpu,cuda:1",
         segment=64,
         slot_dtype="bf16",
+        memory_options={"heads": [[0, 1], [2, 3]], "sinks": 8, "name": "ü \" '"},
+        adapter=tmp_path / "learned.safetensors",
+        offers=["window", {"memory": "infini", "model": "m", "options": {"rule": "delta"}, "adapter": tmp_path / "a"}],
         calibration=tmp_path / "c.json",
         snapshot_seconds=0.5,
         store="rediss+cluster://one:1,two:2",
@@ -80,7 +83,17 @@ def test_secrets_are_not_shown() -> None:
     [
         ("PORT", "70000", "less than or equal to 65535"),
         ("PORT", "http", "integer"),
-        ("MEMORY", "elephant", "'slots' or 'window'"),
+        ("MEMORY_OPTIONS", "window", "JSON object"),
+        ("MEMORY_OPTIONS", "[1]", "dictionary"),
+        ("OFFERS", "infini", "must be JSON"),
+        ("OFFERS", "7", "must be a JSON list"),
+        ("OFFERS", '{"memory": "infini"}', "must be a JSON list"),
+        ("OFFERS", '["window", {"model": "m"}]', "entry 2, memory: Field required"),
+        ("OFFERS", '["window", 7]', "entry 2: "),
+        ("OFFERS", '[""]', "entry 1, memory: "),
+        ("OFFERS", '[{"memory": "window", "option": {}}]', "entry 1, option: "),
+        ("OFFERS", '[{"memory": "window", "options": [1]}]', "entry 1, options: "),
+        ("OFFERS", '["{"]', "must be JSON"),
         ("SEGMENT", "0", "greater than or equal to 1"),
         ("DRAIN_SECONDS", "nan", "finite"),
         ("DEVICE", " , ", "at least 1"),
@@ -106,3 +119,61 @@ def test_wrong_values_name_their_variable(monkeypatch: pytest.MonkeyPatch, name:
 def test_auto_stands_alone() -> None:
     with pytest.raises(InvalidSettingsError, match="auto stands alone"):
         load(device="auto,cpu")
+
+
+def test_the_default_pair_comes_first_then_those_offered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    offers = f'["window", {{"model": "b", "memory": "infini", "adapter": "{tmp_path}/learned"}}]'
+    monkeypatch.setenv("PALIMPSEST_OFFERS", offers)
+    served = load(model="a", memory="slots", adapter=tmp_path / "own").pairs()
+    assert [str(one.pair) for one in served] == ["slots of a", "window of a", "infini of b"]
+    assert [one.adapter for one in served] == [tmp_path / "own", None, tmp_path / "learned"]
+
+
+def test_knobs_are_for_all_pairs_and_options_come_before_them() -> None:
+    settings = load(
+        memory="window",
+        window=64,
+        segment=32,
+        slots=8,
+        slot_dtype="bf16",
+        memory_options={"segment": 16},
+        offers=["slots", {"memory": "infini", "options": {"window": 128, "rule": "delta"}}],
+    )
+    assert [dict(one.options) for one in settings.pairs()] == [
+        {"window": 64, "segment": 16},
+        {"window": 64, "segment": 32, "slots": 8, "slot_dtype": "bf16"},
+        {"window": 128, "segment": 32, "rule": "delta"},
+    ]
+
+
+def test_a_calibration_is_for_the_default_model_unless_an_offer_has_its_own(tmp_path: Path) -> None:
+    own = {"memory": "memorizing", "calibration": str(tmp_path / "own")}
+    settings = load(
+        model="a", calibration=tmp_path / "given", offers=["window", own, {"memory": "slots", "model": "b"}]
+    )
+    given = [one.calibration for one in settings.pairs()]
+    assert given == [tmp_path / "given", tmp_path / "given", tmp_path / "own", None]
+
+
+def test_relative_paths_are_those_of_the_one_who_starts_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    settings = load(adapter="one", offers=[{"memory": "infini", "adapter": "two"}])
+    assert [one.adapter for one in settings.pairs()] == [Path("/one"), Path("/two")]
+
+
+@pytest.mark.parametrize(
+    "offers",
+    [
+        ["slots"],
+        ["window", "window"],
+        [{"memory": "slots", "model": "a", "options": {"slots": 8}}],
+        ["window", {"memory": "window", "model": "a"}],
+    ],
+)
+def test_a_pair_named_twice_is_refused(offers: list[object]) -> None:
+    with pytest.raises(InvalidSettingsError, match=r"offers: (slots|window) of a is named twice"):
+        load(model="a", memory="slots", offers=offers)
+
+
+def test_the_same_memory_of_two_models_is_two_pairs() -> None:
+    assert len(load(model="a", offers=[{"memory": "slots", "model": "b"}]).pairs()) == 2

@@ -34,7 +34,7 @@ class Sampling(TypedDict, total=False):
 @dataclass(frozen=True)
 class Session:
     """A session without its memory. `position` counts every token taken in; `state_bytes` never
-    grows, and is None while the server is still loading its model.
+    grows, and is None while the server is still loading its model, or does not serve this one.
 
     `etag` names this very state of it, for the `if_match` of whatever changes it; only answers about a single
     session carry it.
@@ -174,7 +174,17 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class OfferedMemory:
+    """A memory that a model is offered with, and the bytes of every session of it."""
+
+    memory: str
+    state_bytes: int
+
+
+@dataclass(frozen=True)
 class Model:
-    """A model the server offers."""
+    """A model the server offers. `memory` is the one of sessions that name none, `memories` are all there are."""
 
     id: str
+    memory: str | None = None
+    memories: tuple[OfferedMemory, ...] = ()

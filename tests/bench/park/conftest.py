@@ -8,6 +8,7 @@ import pytest
 
 from server.settings import load
 from server.worker.runner import Runner
+from server.worker.runners import Runners
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,6 @@ def runner(tiny_model: Path) -> Runner:
         threads=1,
         resident_sessions=2,
     )
-    runner = Runner(settings, 0)
-    runner.load()
-    return runner
+    runners = Runners(settings, 0)
+    runners.load()
+    return runners.default

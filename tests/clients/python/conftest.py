@@ -25,6 +25,13 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 TIME = "2030-01-01T00:00:00Z"
+MODEL = {
+    "id": "echo",
+    "object": "model",
+    "memory": "slots",
+    "state_bytes": 64,
+    "memories": [{"memory": "slots", "state_bytes": 64}, {"memory": "window", "state_bytes": 32}],
+}
 
 
 def error_body(code: str, message: str = "scripted", kind: str = "invalid_request_error") -> dict[str, Any]:
@@ -351,7 +358,7 @@ class Routes:
         )
 
     async def models(self, request: Request) -> Response:
-        return self.unless(self.refuse(request, "models"), {"object": "list", "data": [{"id": "echo"}]})
+        return self.unless(self.refuse(request, "models"), {"object": "list", "data": [MODEL]})
 
     async def version(self, request: Request) -> Response:
         return self.unless(self.refuse(request, "version"), {"version": "0.1.0"})

@@ -81,7 +81,9 @@ def test_memory_models_ready_version(client: Client, script: Any) -> None:
     memory = client.sessions.create().memory()
     assert memory.layers[0].kv_heads == (0, 2)
     assert memory.remembered[0].text == "whale"
-    assert [model.id for model in client.models()] == ["echo"]
+    [model] = client.models()
+    assert (model.id, model.memory) == ("echo", "slots")
+    assert [(offered.memory, offered.state_bytes) for offered in model.memories] == [("slots", 64), ("window", 32)]
     assert client.version() == {"version": "0.1.0"}
     assert client.ready()
     script.is_ready = False

@@ -22,6 +22,7 @@ from server.messages import (
     GenerationStarted,
     SamplingParams,
 )
+from server.pairs import OfferSettings
 from server.pool.local import LocalPool
 from server.settings import Settings, load
 from server.store.base import SessionRecord
@@ -54,7 +55,7 @@ async def store(settings: Settings) -> AsyncGenerator[EmbeddedStore, None]:
     await store.open()
     for name in ("one", "two"):
         await store.create(
-            SessionRecord(id=name, tenant="t", model="m", memory="window", created_at=0.0, updated_at=0.0)
+            SessionRecord(id=name, tenant="t", model=settings.model, memory="window", created_at=0.0, updated_at=0.0)
         )
     yield store
     await store.close()
@@ -83,7 +84,7 @@ async def append(pool: LocalPool, session_id: str = "one") -> Appended:
 async def test_requests_and_their_answers(pool: LocalPool) -> None:
     described = pool.describe()
     assert described is not None
-    assert (described.memory, described.dtype) == ("window", "float32")
+    assert ([offer.memory for offer in described.offers], described.dtype) == (["window"], "float32")
     answers = await asyncio.gather(append(pool), append(pool, "two"))
     assert answers[0].position == answers[1].position > 0
     events = [event async for event in pool.stream(generation(5))]
@@ -134,10 +135,14 @@ async def _exhaust(events: AsyncIterator[GenerationEvent]) -> None:
         pass
 
 
-async def test_hopeless_settings_are_said_once_and_requests_refused(settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["model", "memory", "offers"])
+async def test_hopeless_settings_are_said_once_and_requests_refused(
+    settings: Settings, tmp_path: Path, wrong: str
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    changes = {"model": str(tmp_path), "memory": "elephant", "offers": (OfferSettings(memory="elephant"),)}
     said: list[bool] = []
-    pool = LocalPool(settings.model_copy(update={"model": str(tmp_path)}), lambda: said.append(True))
+    pool = LocalPool(settings.model_copy(update={wrong: changes[wrong]}), lambda: said.append(True))
     await pool.start()
     with pytest.raises(Unavailable, match="still being loaded"):
         await append(pool)

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from server.errors import SessionBusy
 from server.messages import Generate
 from server.store.base import Store
-from tests.server.scripted import RunningServer, ScriptedPool, record_generation
+from tests.server.scripted import OTHERS, RunningServer, ScriptedPool, offering, record_generation
 
 JSON, MSGPACK = "palimpsest.v1+json", "palimpsest.v1+msgpack"
 
@@ -259,6 +259,18 @@ async def test_not_ready_asks_to_come_back(running: RunningServer, session_id: s
     async with dial(running, session_id) as socket:
         assert (await Talk(socket).receive())["error"]["code"] == "unavailable"
         assert (await Talk(socket).closed())[0] == 1013
+
+
+async def test_a_session_that_is_not_served_is_refused(
+    running: RunningServer, session_id: str, pool: ScriptedPool
+) -> None:
+    pool.described = offering(*OTHERS)
+    async with dial(running, session_id) as socket:
+        assert (await Talk(socket).receive())["error"]["code"] == "model_not_served"
+        code, reason = await Talk(socket).closed()
+        assert code == 1008
+        assert "slots of tiny/scripted" in reason
+    assert pool.requests == []
 
 
 async def test_handshake_carries_the_request_id(running: RunningServer, session_id: str) -> None:

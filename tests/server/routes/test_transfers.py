@@ -13,7 +13,7 @@ from server.errors import InvalidRequest, StoreUnavailable
 from server.file_stream import FileStream
 from server.messages import Check
 from server.store.base import JournalEntry, Store
-from tests.server.scripted import SERVED, RunningServer, ScriptedPool
+from tests.server.scripted import MANY, OFFERED, OTHERS, RunningServer, ScriptedPool, offering
 
 FILE = {"Content-Type": "application/octet-stream"}
 STATE = bytes(range(256)) * 8192
@@ -121,7 +121,7 @@ async def test_a_damaged_file_stores_nothing(
 async def test_only_what_is_served_is_imported(
     http: httpx2.AsyncClient, pool: ScriptedPool, exported: bytes, field: str
 ) -> None:
-    pool.described = SERVED.model_copy(update={field: "another"})
+    pool.described = offering(OFFERED.model_copy(update={field: "another"}))
     before = await everything(http)
     answer = await upload(http, exported)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "model_mismatch")
@@ -142,8 +142,30 @@ async def test_what_the_worker_refuses_is_not_stored(
 async def test_a_session_of_another_model_is_not_exported(
     http: httpx2.AsyncClient, pool: ScriptedPool, session_id: str
 ) -> None:
-    pool.described = SERVED.model_copy(update={"model": "another"})
+    pool.described = offering(OFFERED.model_copy(update={"model": "another"}))
     answer = await http.get(f"/v1/sessions/{session_id}/export")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_not_served")
+
+
+async def test_any_served_pair_is_imported_whatever_its_place(
+    http: httpx2.AsyncClient, pool: ScriptedPool, exported: bytes
+) -> None:
+    pool.described = offering(*OTHERS, OFFERED)
+    answer = await upload(http, exported)
+    assert answer.status_code == 201
+    assert (answer.json()["model"], answer.json()["memory"]) == (OFFERED.model, OFFERED.memory)
+    [check] = [request for request in pool.requests if isinstance(request, Check)]
+    assert (check.model, check.memory) == OFFERED.pair
+
+
+async def test_an_export_has_the_fingerprint_of_its_own_model(http: httpx2.AsyncClient, pool: ScriptedPool) -> None:
+    pool.described = MANY
+    made = await http.post("/v1/sessions", json={"model": "other/scripted"})
+    file = (await http.get(f"/v1/sessions/{made.json()['id']}/export")).content
+    assert (await upload(http, file)).json()["memory"] == "infini"
+    altered = [offer.model_copy(update={"model_fingerprint": "02"}) for offer in OTHERS]
+    pool.described = offering(OFFERED, *altered)
+    answer = await upload(http, file)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "model_mismatch")
 
 

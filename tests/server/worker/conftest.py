@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from server.messages import Append, Appended, Cancel, Generate, GenerationDelta, GenerationEvent, Resume, SamplingParams
+from server.pairs import Pair
 from server.settings import Settings, load
 from server.store.base import SessionRecord
 from server.store.embedded import EmbeddedStore
@@ -23,7 +24,7 @@ from server.worker.engine import Engine
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes
 from server.worker.journal import Journal
-from server.worker.runner import Runner
+from server.worker.runners import Runners
 
 
 @dataclass
@@ -32,16 +33,18 @@ class Bench:
 
     desk: Desk
     engine: Engine
+    runners: Runners
     store: EmbeddedStore
     events: list[GenerationEvent] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: Callable[[], int] = field(default_factory=lambda: count(1).__next__)
 
-    async def create(self, *names: str) -> None:
-        """Sessions of these ids, with some text in each."""
+    async def create(self, *names: str, pair: Pair | None = None) -> None:
+        """Sessions of these ids with some text in each, of the default pair unless said otherwise."""
+        pair = pair or self.runners.default.offered.pair
         for name in names:
             await self.store.create(
-                SessionRecord(id=name, tenant="t", model="m", memory="window", created_at=0.0, updated_at=0.0)
+                SessionRecord(id=name, tenant="t", model=pair.model, memory=pair.memory, created_at=0.0, updated_at=0.0)
             )
             await self.append(name)
 
@@ -125,26 +128,26 @@ Work = Callable[..., AbstractAsyncContextManager[Bench]]
 async def working(settings: Settings, owner: str, *, holding: bool = True) -> AsyncIterator[Bench]:
     """A worker at work until the block ends, which is like its death: nothing is drained. Without `holding` it neither renews its
     leases nor hears what others want, like one that stands still."""
-    runner, store = Runner(settings, 0), EmbeddedStore(settings.data_dir)
+    runners, store = Runners(settings, 0), EmbeddedStore(settings.data_dir)
     await store.open()
     with ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(1) as reading:
-        await asyncio.get_running_loop().run_in_executor(compute, runner.load)
+        await asyncio.get_running_loop().run_in_executor(compute, runners.load)
         async with asyncio.TaskGroup() as tasks:
 
             def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return tasks.create_task(work)
 
             journal = Journal(store)
-            engine = Engine(settings, runner, store, journal, compute, spawn)
-            holdings = Holdings(settings, owner, engine, store, spawn)
+            engine = Engine(settings, runners, store, journal, compute, spawn)
+            holdings = Holdings(settings, owner, engine, runners, store, spawn)
             intakes = Intakes(settings, engine, store, journal, reading)
-            desk = Desk(settings, runner, engine, store, journal, holdings, intakes)
+            desk = Desk(settings, runners, engine, store, journal, holdings, intakes)
             works = [journal.run(), engine.run(), desk.write_behind()]
             if holding:
                 works += [holdings.keep(), holdings.listen()]
             steady = [tasks.create_task(work) for work in works]
             async with asyncio.timeout(60):
-                yield Bench(desk, engine, store)
+                yield Bench(desk, engine, runners, store)
             for task in steady:
                 task.cancel()
     await store.close()

@@ -97,7 +97,15 @@ async def test_a_state_from_outside_is_checked(bench: Bench) -> None:
     await bench.append("one", LONG)
     assert await bench.engine.snapshot(bench.engine.sessions["one"])
     stored = await bench.store.load("one")
-    sound = Check(session_id="other", position=stored.snapshot_position, state=stored.snapshot, tail=(1, 2, 3))
+    pair = bench.runners.default.offered.pair
+    sound = Check(
+        session_id="other",
+        model=pair.model,
+        memory=pair.memory,
+        position=stored.snapshot_position,
+        state=stored.snapshot,
+        tail=(1, 2, 3),
+    )
     assert await bench.desk.check(sound) == Done()
     assert await bench.desk.check(sound.model_copy(update={"position": 0, "state": None})) == Done()
     assert stored.snapshot is not None

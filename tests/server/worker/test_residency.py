@@ -3,39 +3,54 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.pairs import Pair
 from server.worker.residency import Residency
+
+ONE, OTHER = Pair("m", "window"), Pair("m", "slots")
 
 
 def test_rows_are_given_out_once_and_come_back() -> None:
     residency = Residency(2)
-    rows = {residency.take("a"), residency.take("b")}
+    rows = {residency.take("a", ONE), residency.take("b", ONE)}
     assert rows == {0, 1}
-    assert residency.take("c") is None
-    assert residency.free == 0
+    assert residency.take("c", ONE) is None
+    assert residency.free(ONE) == 0
     residency.give_back("a")
     assert not residency.holds("a")
-    assert residency.take("c") in rows
+    assert residency.take("c", ONE) in rows
     assert residency.holds("c")
+
+
+def test_each_pair_has_rows_of_its_own() -> None:
+    residency = Residency(1)
+    assert (residency.take("a", ONE), residency.take("b", OTHER)) == (0, 0)
+    assert residency.take("c", OTHER) is None
+    residency.give_back("a")
+    assert (residency.free(ONE), residency.free(OTHER)) == (1, 0)
+    assert residency.take("c", OTHER) is None
 
 
 def test_the_least_recently_used_comes_first() -> None:
     residency = Residency(3)
     for key in "abc":
-        residency.take(key)
+        residency.take(key, ONE)
     residency.touch("a")
     assert residency.by_age == ["b", "c", "a"]
 
 
-@given(st.integers(1, 4), st.lists(st.sampled_from("abcdef"), max_size=40))
-def test_no_row_is_held_twice(rows: int, keys: list[str]) -> None:
-    residency, held = Residency(rows), dict[str, int]()
-    for key in keys:
+@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from((ONE, OTHER))), max_size=40))
+def test_no_row_is_held_twice(rows: int, steps: list[tuple[str, Pair]]) -> None:
+    residency, held = Residency(rows), dict[str, tuple[Pair, int]]()
+    for key, pair in steps:
+        in_use = sum(other == pair for other, _ in held.values())
         if key in held:
             residency.give_back(key)
             del held[key]
-        elif (row := residency.take(key)) is not None:
-            held[key] = row
+        elif (row := residency.take(key, pair)) is not None:
+            held[key] = (pair, row)
         else:
-            assert len(held) == rows
-        assert len(set(held.values())) == len(held) == rows - residency.free
+            assert in_use == rows
+        for each in (ONE, OTHER):
+            mine = [row for other, row in held.values() if other == each]
+            assert len(set(mine)) == len(mine) == rows - residency.free(each)
         assert set(residency.by_age) == set(held)

@@ -1,0 +1,144 @@
+"""Several pairs in one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.state import MemoryState
+from models.transformer import Decoder
+from server.errors import InvalidRequest, Overloaded, StateRefused
+from server.messages import SamplingParams
+from server.pairs import Pair
+from server.settings import load
+from server.worker.runner import Feed, Runner
+from server.worker.runners import MODEL_ERRORS, Runners
+
+SLOTS = {"memory": "slots", "options": {"heads": [[1, 0], [2, 1]], "slots": 8}}
+TOKENS = [5 + n % 97 for n in range(90)]
+
+
+def runners_of(tiny_model: Path, **settings: object) -> Runners:
+    options = {"model": str(tiny_model), "memory": "window", "window": 32, "segment": 16, "resident_sessions": 2}
+    return Runners(load(dtype="float32", threads=1, **options, **settings), 0)
+
+
+@pytest.fixture
+def runners(tiny_model: Path) -> Runners:
+    runners = runners_of(tiny_model, offers=[SLOTS])
+    runners.load()
+    return runners
+
+
+@pytest.fixture
+def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every slab that is laid out, in order."""
+    rows: list[int] = []
+    empty_state = Decoder.empty_state
+
+    def counted(decoder: Decoder, batch: int = 1) -> MemoryState:
+        rows.append(batch)
+        return empty_state(decoder, batch)
+
+    monkeypatch.setattr(Decoder, "empty_state", counted)
+    return rows
+
+
+def pair(runners: Runners, memory: str) -> Pair:
+    return Pair(runners.default.offered.model, memory)
+
+
+def read(runner: Runner, tokens: Sequence[int], row: int = 0) -> bytes:
+    runner.restore(row, None)
+    runner.run([Feed("s", row, tokens, None)])
+    return runner.save(row)[1]
+
+
+def test_the_pairs_are_described_in_order_with_their_own_sizes(runners: Runners) -> None:
+    ready = runners.describe()
+    assert [offer.memory for offer in ready.offers] == ["window", "slots"]
+    assert ready.offers[0] == runners.default.offered
+    window, slots = (offer.state_bytes for offer in ready.offers)
+    assert 0 < window < slots
+    assert len(read(runners[pair(runners, "slots")], TOKENS)) >= slots
+
+
+def test_a_slab_is_laid_out_when_its_first_session_comes(runners: Runners, laid_out: list[int]) -> None:
+    assert laid_out == []
+    slots = runners[pair(runners, "slots")]
+    slots.restore(1, None)
+    assert laid_out == [2]
+    slots.restore(0, None)
+    runners.default.restore(0, None)
+    assert laid_out == [2, 2]
+
+
+def test_a_device_without_room_says_what_to_do(runners: Runners, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_decoder: Decoder, batch: int = 1) -> MemoryState:
+        raise torch.OutOfMemoryError(f"{batch} rows")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "empty_state", full)
+        with pytest.raises(Overloaded, match="PALIMPSEST_RESIDENT_SESSIONS"):
+            runners.default.restore(0, None)
+    assert runners.default.restore(0, None) == 0
+
+
+def test_a_step_with_several_pairs_does_what_each_alone_does(runners: Runners) -> None:
+    both = [runners[pair(runners, memory)] for memory in ("window", "slots")]
+    params = SamplingParams(temperature=0)
+    alone = {}
+    for runner in both:
+        read(runner, TOKENS)
+        sample = runner.run([Feed("s", 0, TOKENS[:1], runner.voice(params))])["s"]
+        alone[runner.offered.pair] = sample.token, runner.save(0)
+        read(runner, TOKENS)
+    feeds = {r.offered.pair: [Feed(r.offered.memory, 0, TOKENS[:1], r.voice(params))] for r in both}
+    samples = runners.run(feeds)
+    together = {r.offered.pair: (samples[r.offered.memory].token, r.save(0)) for r in both}
+    assert together == alone
+    assert runners.run({}) == {}
+
+
+def test_a_state_is_taken_by_its_own_pair_only(runners: Runners) -> None:
+    window, slots = runners.default, runners[pair(runners, "slots")]
+    state = read(window, TOKENS)
+    with pytest.raises(StateRefused):
+        slots.restore(0, state)
+    with pytest.raises(InvalidRequest):
+        slots.check(len(TOKENS), state, ())
+    window.check(len(TOKENS), state, ())
+    assert window.restore(1, state) == len(TOKENS)
+
+
+def test_what_a_memory_holds_is_reported_under_its_name(runners: Runners) -> None:
+    for memory in ("window", "slots"):
+        runner = runners[pair(runners, memory)]
+        read(runner, TOKENS)
+        report = runner.inspect(0)
+        assert (report.memory, report.state_bytes) == (memory, runner.offered.state_bytes)
+
+
+def test_other_pairs_are_refused_with_a_list_of_those_there_are(runners: Runners) -> None:
+    foreign = Pair("m", "window")
+    assert foreign not in runners
+    refusal = runners.not_served(foreign)
+    for offer in runners.describe().offers:
+        assert f"{offer.memory} of {offer.model}" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("offer", "part"),
+    [
+        ("elephant", "elephant"),
+        ({"memory": "window", "model": "/unheard/of"}, "/unheard/of"),
+        ({"memory": "slots", "options": {"trunks": 1}}, "trunks"),
+        ({"memory": "slots", "options": {"window": "wide"}}, "window|type"),
+    ],
+)
+def test_pairs_that_cannot_be_served_stop_the_start(tiny_model: Path, offer: object, part: str) -> None:
+    with pytest.raises(MODEL_ERRORS, match=part):
+        runners_of(tiny_model, offers=[offer]).load()
