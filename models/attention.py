@@ -41,8 +41,7 @@ class Far:
 
     `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
     integers with `key_scale` and `value_scale` (B, r, C). `visible` (B, r, C) is False where nothing is stored; None
-    means that all is visible. `rotated` keys carry the rotation of a position, others lie at one fixed distance W.
-    `bias` (r, G) is added to the scaled scores of every far key, by query head.
+    means that all is visible. Keys carry no rotation: they lie at one fixed distance W.
     """
 
     heads: list[int]
@@ -51,8 +50,6 @@ class Far:
     visible: Tensor | None = None
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
-    rotated: bool = False
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ class Beside:
 
     Either `mass` (B, r, G, t) is the log-sum-exp of the memory's own scores (scaled by 1/√d), and the two are joined as if
     they were one softmax; or `gate`, which broadcasts to (B, r, G, t, 1), weighs the answer, and what the ring gives weighs
-    1 - gate, or 1 where the answer is `added`. Rows that are not `filled` (B,) keep to the ring; None: all are.
+    1 - gate, or 1 where the answer is `added`. With both, the gate is what the answer keeps of its share of the softmax.
+    Rows that are not `filled` (B,) keep to the ring; None: all are.
     """
 
     heads: list[int]
@@ -72,7 +70,7 @@ class Beside:
     filled: Tensor | None = None
 
     def __post_init__(self) -> None:
-        assert (self.mass is None) != (self.gate is None), "a memory is joined by its mass or by a gate"
+        assert self.mass is not None or self.gate is not None, "a memory is joined by its mass or by a gate"
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -84,13 +82,17 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     return out.view(query.shape)
 
 
-def attend_with_mass(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`attend`, and the log-sum-exp of the scaled scores: (B, K, G, T, d) in the values' dtype, (B, K, G, T) wide."""
+def attend_with_mass(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`attend`, and the log-sum-exp of the scaled scores: (B, K, G, T, d) in the values' dtype, (B, K, G, T) wide.
+
+    Without a `bias` every key is seen.
+    """
     flat = query.flatten(2, 3)
-    if _fused(query, keys):
+    if _fused(query, keys, values):
         out, mass = _flash(flat, keys, values, bias)
     else:
-        scores = _scores(flat, keys) * query.shape[-1] ** -0.5 + bias
+        scores = _scores(flat, keys) * query.shape[-1] ** -0.5
+        scores = scores if bias is None else scores + bias
         mass = scores.logsumexp(dim=-1)
         out = scores.softmax(dim=-1).to(values.dtype) @ values
     return out.view(query.shape), mass.view(query.shape[:-1])
@@ -101,6 +103,7 @@ def attend_beside(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, bes
     if beside.mass is not None:
         near, near_mass = attend_with_mass(query, keys, values, bias)
         share = torch.sigmoid(beside.mass - near_mass)[..., None]  # e^far / (e^near + e^far)
+        share = share if beside.gate is None else share * beside.gate
     else:
         assert beside.gate is not None
         near, share = attend(query, keys, values, bias), beside.gate
@@ -116,15 +119,13 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
 
     Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
     """
-    if _fused(query, keys):
+    if _fused(query, keys, values, far.keys, far.values):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
     away = _scores(far_query.flatten(2, 3), far.keys.to(query.dtype))  # (B, r, G*T, C)
     if far.key_scale is not None:
         away = away * far.key_scale[:, :, None, :]
-    if far.bias is not None:
-        away = away + _by_query(far.bias, query) / scale
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
     weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
@@ -140,19 +141,16 @@ _LONG = 16
 """Tokens from which two passes of the fused kernel are quicker than one explicit softmax."""
 
 
-def _fused(query: Tensor, keys: Tensor) -> bool:
+def _fused(query: Tensor, *others: Tensor) -> bool:
     """Whether the fused kernel is taken: it gives a log-sum-exp on the CPU only, and without its gradient."""
-    return query.shape[3] >= _LONG and query.device.type == "cpu" and not (query.requires_grad or keys.requires_grad)
+    if query.shape[3] < _LONG or query.device.type != "cpu":
+        return False
+    return not any(tensor.requires_grad for tensor in (query, *others))
 
 
 def _scores(query: Tensor, keys: Tensor) -> Tensor:
     """query (B, r, Q, d) on keys (B, r, N, d): (B, r, Q, N), wide."""
     return (query @ keys.transpose(-1, -2)).to(wide(query.dtype))
-
-
-def _by_query(bias: Tensor, query: Tensor) -> Tensor:
-    """A bias by query head (r, G) laid along the queries of `flatten(2, 3)`: (1, r, G*T, 1)."""
-    return bias[None, :, :, None].expand(-1, -1, -1, query.shape[3]).flatten(2, 3)[..., None]
 
 
 def _attend_in_two_passes(
@@ -169,8 +167,6 @@ def _attend_in_two_passes(
     if far.value_scale is not None:
         far_values = far_values * far.value_scale[..., None].to(query.dtype)
     away, far_mass = _flash(far_query.flatten(2, 3), far_keys, far_values, far_bias)
-    if far.bias is not None:  # the same for all far keys of a query: it moves their mass and not their shares
-        far_mass = far_mass + _by_query(far.bias, query)[..., 0]
     if far.visible is not None:
         # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)

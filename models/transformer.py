@@ -147,8 +147,7 @@ class Decoder(nn.Module):
         if isinstance(found, Beside):
             joined = attend_beside(near, keys_of, values_of, piece.bias, found)
         else:
-            far_query = near if found.rotated else asked.far[:, chosen]
-            joined = attend_jointly(near, keys_of, values_of, piece.bias, far_query, found)
+            joined = attend_jointly(near, keys_of, values_of, piece.bias, asked.far[:, chosen], found)
         others = [head for head in range(kv_heads) if head not in chosen]
         if not others:
             return joined

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from models.memory import slots, window
+from models.memory import compressive, continuous, feedback, infini, memorizing, slots, transformer_xl, window
 from models.memory.base import Mechanism
 
 MECHANISMS: Mapping[str, Mechanism] = MappingProxyType(
-    {mechanism.name: mechanism for mechanism in (window.MECHANISM, slots.MECHANISM)}
+    {
+        mechanism.name: mechanism
+        for mechanism in (
+            window.MECHANISM,
+            transformer_xl.MECHANISM,
+            compressive.MECHANISM,
+            memorizing.MECHANISM,
+            infini.MECHANISM,
+            feedback.MECHANISM,
+            continuous.MECHANISM,
+            slots.MECHANISM,
+        )
+    }
 )

@@ -37,7 +37,7 @@ def build(checkpoint: Checkpoint, config: MemoryConfig, dtype: torch.dtype = tor
     name = next(name for name, mechanism in MECHANISMS.items() if mechanism.config is type(config))
     tensors = {key: tensor.to(dtype) for key, tensor in checkpoint.tensors.items()}
     weights = Weights(checkpoint.config, tensors, checkpoint.rope_factors)
-    return Decoder(weights, MECHANISMS[name].build(checkpoint.config, config, dtype))
+    return Decoder(weights, MECHANISMS[name].build(checkpoint.config, config, dtype).requires_grad_(False))
 
 
 def open_memory(memory: Memory) -> None:

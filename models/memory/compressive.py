@@ -1,0 +1,178 @@
+"""`compressive`: what leaves the ring is compressed c to 1 and kept first in, first out (arXiv 1911.05507).
+
+Every group of c neighbouring tokens becomes one key and one value: their mean, their maximum, or what a learned convolution of
+kernel and stride c makes of them. The n_cm newest are seen in the same softmax as the ring, all at distance W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Asked, Beside, Far
+from models.config import MemoryConfig, ModelConfig
+from models.errors import ConfigError
+from models.layers import wide
+from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
+from models.state import MemoryState, Spec, TensorSpec
+
+
+@dataclass(frozen=True)
+class CompressiveConfig(LayeredConfig):
+    """`rate` is c; `entries` is n_cm, for each key/value head.
+
+    `task_gradient` lets the task's own loss reach the convolution through the entries, and the network below them. In the
+    paper it does not: the convolution learns from the attention-reconstruction loss alone.
+    """
+
+    rate: int = 4
+    entries: int = 512
+    compression: Literal["mean", "max", "conv"] = "mean"
+    task_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate < 1 or self.segment % self.rate:
+            raise ConfigError(f"rate ({self.rate}) must divide the segment ({self.segment})")
+        if self.entries < self.segment // self.rate:
+            raise ConfigError(
+                f"entries ({self.entries}) must have room for one compressed segment ({self.segment // self.rate})"
+            )
+        if self.compression not in ("mean", "max", "conv"):
+            raise ConfigError(f"compression must be mean, max or conv, not {self.compression!r}")
+
+    @property
+    def reach(self) -> int:
+        """Tokens before its segment that a query of one layer sees for certain, one by one or compressed."""
+        return self.window + self.rate * self.entries
+
+    @classmethod
+    def as_large_as(cls, ring: MemoryConfig, window: int, **settings: Any) -> Self:
+        """A window of that many tokens, and for the rest of another's ring as many compressed entries: never more bytes.
+
+        Raises `ConfigError` if nothing would be left for entries.
+        """
+        shared = {"segment": ring.segment, "sinks": ring.sinks}
+        return cls(window=window, entries=ring.window - window, **{**shared, **settings})
+
+
+class Compressive(Memory):
+    """See the top of this file."""
+
+    config: CompressiveConfig
+
+    def __init__(self, model: ModelConfig, config: CompressiveConfig, dtype: torch.dtype) -> None:
+        super().__init__(config)
+        self._layers = config.memory_layers(model)
+        self._heads, self._size, self._dtype = model.num_kv_heads, model.head_dim, dtype
+        self._hidden = config.sinks // config.rate
+        """Groups of sinks alone: they come first, and are never seen."""
+        if config.compression == "conv":
+            shape = (len(self._layers), self._heads, config.rate, self._size, self._size)
+            mean = torch.eye(self._size, dtype=wide(dtype)) / config.rate
+            self.key_kernel = nn.Parameter(mean.expand(shape).clone())
+            self.value_kernel = nn.Parameter(mean.expand(shape).clone())
+
+    def spec(self) -> Spec:
+        """Keys without rotation and values, (layers, K, n_cm, d) each."""
+        entries = TensorSpec((len(self._layers), self._heads, self.config.entries, self._size), self._dtype)
+        return {"compressed_keys": entries, "compressed_values": entries}
+
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """The filled entries; they are filled from the front."""
+        if layer not in self._layers:
+            return None
+        filled = [self._filled(folded) for folded in asked.folded]
+        if not any(filled):
+            return None
+        index, used = self._layers[layer], slice(0, max(filled))
+        visible = None
+        if min(filled) < max(filled):
+            places = torch.arange(max(filled), device=state.device)
+            seen = places < torch.tensor(filled, device=state.device)[:, None]  # (B, C)
+            visible = seen[:, None].expand(-1, self._heads, -1)
+        return Far(
+            heads=list(range(self._heads)),
+            keys=state.read("compressed_keys", index, slice(None), used),
+            values=state.read("compressed_values", index, slice(None), used),
+            visible=visible,
+        )
+
+    def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
+        """Compress the segment; its groups take the places of the oldest."""
+        if layer not in self._layers:
+            return
+        index, rate = self._layers[layer], self.config.rate
+        keys = self._compress(index, "key", evicted.keys, evicted.counted)  # (B, K, S/c, d)
+        values = self._compress(index, "value", evicted.values, evicted.counted)
+        if not self.config.task_gradient:
+            keys, values = keys.detach(), values.detach()
+        # Counted from the first group that is seen: those before it (-hidden ... -1) land where nobody looks yet.
+        number = evicted.starts[:, None] // rate - self._hidden + torch.arange(keys.shape[2], device=keys.device)
+        places = number % self.config.entries
+        state.write_at("compressed_keys", index, places, keys.to(self._dtype))
+        state.write_at("compressed_values", index, places, values.to(self._dtype))
+        if self.losses is not None and evicted.queries is not None and self.config.compression == "conv":
+            self.losses.append(self._reconstruction(index, evicted, evicted.queries))
+
+    def report(self, state: MemoryState) -> Report:
+        """Entries in use by layer."""
+        position = state.positions[0]
+        filled = self._filled(max(0, position // self.config.segment * self.config.segment - self.config.window))
+        heads = tuple(range(self._heads))
+        used = filled * self._heads
+        return Report(tuple(LayerReport(layer, heads, self.config.entries, used) for layer in self._layers))
+
+    def _filled(self, folded: int) -> int:
+        return min(self.config.entries, max(0, folded // self.config.rate - self._hidden))
+
+    def _compress(self, index: int, name: Literal["key", "value"], x: Tensor, counted: Tensor) -> Tensor:
+        """x (B, K, S, d) to (B, K, S/c, d), wide. Sinks are left out; a group of sinks alone gives zeros."""
+        rate = self.config.rate
+        groups = x.to(wide(self._dtype)).unflatten(2, (-1, rate))  # (B, K, S/c, c, d)
+        seen = counted.unflatten(1, (-1, rate))[:, None, :, :, None]  # (B, 1, S/c, c, 1)
+        pooled: Tensor
+        if self.config.compression == "max":
+            pooled = groups.masked_fill(~seen, -torch.inf).amax(dim=3).masked_fill(~seen.any(dim=3), 0)
+            return pooled
+        groups = groups.masked_fill(~seen, 0)
+        share = seen.sum(dim=3).clamp_min(1)  # (B, 1, S/c, 1): tokens that a group is made of
+        if self.config.compression == "mean":
+            pooled = groups.sum(dim=3) / share
+            return pooled
+        kernel: Tensor = self.get_parameter(f"{name}_kernel")[index]  # (K, c, d, d)
+        # Where sinks are left out, the others weigh the more, as in a mean.
+        pooled = groups.flatten(3) @ kernel.flatten(1, 2) * (rate / share)  # (B, K, S/c, c*d) @ (K, c*d, d)
+        return pooled
+
+    def _reconstruction(self, index: int, evicted: Evicted, queries: Tensor) -> Tensor:
+        """Attention-reconstruction loss (algorithm 2): what the network's queries get of the segment, and of its compression.
+
+        Content alone counts (nothing is rotated), and gradients reach the convolution only.
+        """
+        keys, values, counted = evicted.keys.detach(), evicted.values.detach(), evicted.counted
+        query = queries.detach().to(keys.dtype).flatten(2, 3)  # (B, K, G*t, d)
+        groups = counted.unflatten(1, (-1, self.config.rate)).any(dim=2)  # (B, S/c)
+        exact = _content(query, keys, values.to(keys.dtype), counted)
+        compressed = _content(
+            query,
+            self._compress(index, "key", keys, counted),
+            self._compress(index, "value", values, counted),
+            groups,
+        )
+        apart = (exact - compressed).square().mean(dim=(1, 2, 3))
+        return (apart * counted.any(dim=1)).mean()
+
+
+def _content(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Softmax attention of query (B, K, Q, d) on what is `seen` (B, N) of keys and values (B, K, N, d)."""
+    lowest = torch.finfo(query.dtype).min  # and not -inf: a row that sees nothing stays finite
+    bias = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, lowest)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias[:, None, None, :])
+
+
+MECHANISM = Mechanism("compressive", CompressiveConfig, Compressive)

@@ -1,0 +1,175 @@
+"""`feedback`: tokens that are no text read every finished block, and what became of them is read with the next one.
+
+TransformerFAM (arXiv 2404.09173), algorithm 2. Each memory layer has n feedback tokens F. When a block of S tokens is finished,
+F asks itself and the block, passes the layer's own projections and feed-forward network, and is replaced by the outcome; the
+tokens of the following block see F's keys and values in the same softmax as their own. Nothing is taken from what leaves the
+ring: it was in F before.
+
+Two things are not the paper's. Of the share that the softmax gives to the feedback a learned gate a head keeps sigmoid(gate): all
+of it in the paper, hardly any before a pretrained model has learned to use it. (A bias on the scores does not close: an untrained
+key can have any score.) And the first block does not see the initial feedback, so that a model is the base model until
+there is something to remember.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Asked, Beside, Far, attend_with_mass
+from models.config import ModelConfig
+from models.errors import ConfigError
+from models.layers import Layer, rotate, wide
+from models.memory.base import Evicted, Finished, LayeredConfig, LayerReport, Mechanism, Memory, Report
+from models.state import MemoryState, Spec, TensorSpec
+
+
+@dataclass(frozen=True)
+class FeedbackConfig(LayeredConfig):
+    """`tokens` is n; the paper's m past blocks are the window over the segment.
+
+    What is carried from block to block only ever grows in the paper, until a new block hardly changes it. `limit` is the root
+    mean square to which it is scaled down before a block is added; 0: never.
+    `gate_init` is where the gates start, before the sigmoid: well above 0 for a model that is trained with it from scratch.
+    """
+
+    tokens: int = 64
+    gate_init: float = -10.0
+    limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.tokens < self.segment:
+            raise ConfigError(
+                f"tokens ({self.tokens}) must lie between 1 and the segment ({self.segment}) less one: lower it"
+            )
+        if not self.limit >= 0:
+            raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
+
+
+_SCALE = 0.1
+"""Standard deviation of the initial feedback: about that of the embeddings of small pretrained models."""
+
+
+class Feedback(Memory):
+    """See the top of this file."""
+
+    config: FeedbackConfig
+    follows = True
+
+    def __init__(self, model: ModelConfig, config: FeedbackConfig, dtype: torch.dtype) -> None:
+        super().__init__(config)
+        self._layers = config.memory_layers(model)
+        self._kv_heads, self._groups, self._dtype = model.num_kv_heads, model.queries_per_kv, dtype
+        self._width, self._size = model.hidden_size, model.head_dim
+        last = max(self._layers)
+        # By layer: the index of the first memory layer from it on. There the initial feedback waits on its way up.
+        self._next = {
+            layer: next(self._layers[later] for later in range(layer, last + 1) if later in self._layers)
+            for layer in range(last + 1)
+        }
+        start = torch.randn(config.tokens, model.hidden_size, generator=torch.Generator().manual_seed(0)) * _SCALE
+        self.initial = nn.Parameter(start.to(wide(dtype)))
+        gates = (len(self._layers), model.num_heads)
+        self.gate = nn.Parameter(torch.full(gates, float(config.gate_init), dtype=wide(dtype)))
+
+    def spec(self) -> Spec:
+        """The feedback of each memory layer, and what the layer projects of it, so that a read need not."""
+        layers, tokens = len(self._layers), self.config.tokens
+        projected = TensorSpec((layers, self._kv_heads, tokens, self._size), self._dtype)
+        return {
+            "feedback": TensorSpec((layers, tokens, self._width), wide(self._dtype)),
+            "feedback_keys": projected,
+            "feedback_values": projected,
+        }
+
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """The feedback after the last finished block, seen by all heads at the positions of that block's last tokens."""
+        if layer not in self._layers or not any(asked.finished):
+            return None
+        index = self._layers[layer]
+        keys, values = state.read("feedback_keys", index), state.read("feedback_values", index)  # (B, K, n, d)
+        out, mass = attend_with_mass(asked.near, keys, values)
+        begun = None
+        if not all(asked.finished):
+            begun = torch.tensor([finished > 0 for finished in asked.finished], device=keys.device)
+        return Beside(
+            heads=list(range(self._kv_heads)),
+            out=out.to(wide(self._dtype)),
+            mass=mass,
+            gate=self.gate[index].sigmoid().view(1, self._kv_heads, self._groups, 1, 1),
+            filled=begun,
+        )
+
+    def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
+        """Nothing to do: the block went into the feedback when it was finished."""
+
+    def finish(self, layer: int, weights: Layer, state: MemoryState, finished: Finished) -> None:
+        """Algorithm 2 for the feedback of one layer: A = attention(F; [F, block]) + F, then A + feed-forward(A)."""
+        if finished.first and layer in self._next:
+            self._begin(layer, weights, state.select(finished.first), finished)
+        if layer not in self._layers:
+            return
+        index, tokens = self._layers[layer], self.config.tokens
+        feedback = state.read("feedback", index)  # (B, n, D)
+        cos, sin = finished.cos[:, :, -tokens:], finished.sin[:, :, -tokens:]
+        query = rotate(weights.project(feedback)[0], cos, sin)  # (B, H, n, d)
+        keys = torch.cat((state.read("feedback_keys", index), finished.keys), dim=2)  # (B, K, n + S, d)
+        values = torch.cat((state.read("feedback_values", index), finished.values), dim=2)
+        # The initial feedback asks, but holds nothing that should be carried on (appendix B.1).
+        carried = self._limited(feedback).masked_fill((finished.starts == 0)[:, None, None], 0)
+        feedback = _through(weights, carried, query, keys, values)
+        state.write("feedback", feedback, index)
+        _, key, value = weights.project(feedback)
+        state.write("feedback_keys", rotate(key, cos, sin), index)
+        state.write("feedback_values", value, index)
+
+    def report(self, state: MemoryState) -> Report:
+        """The feedback tokens, in use from the first finished block on."""
+        tokens = self.config.tokens
+        used = tokens * self._kv_heads if state.positions[0] >= self.config.segment else 0
+        heads = tuple(range(self._kv_heads))
+        return Report(tuple(LayerReport(layer, heads, tokens, used) for layer in self._layers))
+
+    def _limited(self, feedback: Tensor) -> Tensor:
+        """Each token of (B, n, D) scaled down to the limit."""
+        if not self.config.limit:
+            return feedback
+        size = feedback.square().mean(dim=-1, keepdim=True).sqrt()
+        return feedback * (self.config.limit / size).clamp(max=1)
+
+    def _begin(self, layer: int, weights: Layer, state: MemoryState, finished: Finished) -> None:
+        """Give new sessions the initial feedback as it is in this layer, and pass it on to the next one.
+
+        Like a prompt it goes up through the layers, each token seeing all of its tokens and none of the text (appendix B.1): the
+        same for all sessions. It stands directly before the text, at positions -n to -1.
+        """
+        tokens, index = self.config.tokens, self._next[layer]
+        # The same for every row, so one is enough. `starts` is 0: the table has position p at place p.
+        prompt = self.initial[None] if layer == 0 else state.read("feedback", index)[:1]  # (1, n, D)
+        row, places = finished.first[0], slice(1, tokens + 1)
+        cos = finished.cos[row, :, places].flip(1)
+        sin = -finished.sin[row, :, places].flip(1)  # (1, n, d/2)
+        query, key, value = weights.project(prompt)
+        key = rotate(key, cos, sin)
+        if layer in self._layers:
+            state.write("feedback", prompt, index)
+            state.write("feedback_keys", key, index)
+            state.write("feedback_values", value, index)
+        if layer + 1 in self._next:
+            prompt = _through(weights, prompt, rotate(query, cos, sin), key, value)
+            state.write("feedback", prompt, self._next[layer + 1])
+
+
+def _through(weights: Layer, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """What a layer makes of x (B, n, D), whose query (B, H, n, d) sees all of keys and values (B, K, N, d): (B, n, D)."""
+    grouped = query.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (B, K, G*n, d)
+    heads = F.scaled_dot_product_attention(grouped, keys, values).view(query.shape)
+    x = x + weights.mix(heads)
+    return x + weights.feed_forward(x)
+
+
+MECHANISM = Mechanism("feedback", FeedbackConfig, Feedback)

@@ -1,0 +1,194 @@
+"""`infini`: one matrix for each key/value head takes in what leaves the ring, and a gate joins what it returns.
+
+Infini-attention (arXiv 2404.07143) writes whole segments with the rules `linear` and `delta`. `gated_delta` writes token by
+token, with unit keys and learned strengths (Gated DeltaNet, arXiv 2412.06464). Keys and queries carry no rotation: the memory
+knows what was said, not where.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Asked, Beside, Far
+from models.config import ModelConfig
+from models.errors import ConfigError
+from models.layers import wide
+from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory
+from models.memory.delta_rule import gated_delta_rule
+from models.state import MemoryState, Spec, TensorSpec
+
+
+@dataclass(frozen=True)
+class InfiniConfig(LayeredConfig):
+    """`rule` is how a fold writes. `gate_init` is β before training: the memory's share is sigmoid(β), by query head.
+
+    `normalised`, for `delta` alone, counts a key in the normaliser only as far as it is new. `write_init` and `decay_init`, for
+    `gated_delta` alone, are the strength of a write (0 to 1) and the part of the memory that fades with a token, before training.
+    """
+
+    rule: Literal["linear", "delta", "gated_delta"] = "delta"
+    normalised: bool = False
+    gate_init: float = -10.0
+    write_init: float = 0.8
+    decay_init: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule not in ("linear", "delta", "gated_delta"):
+            raise ConfigError(f"rule must be linear, delta or gated_delta, not {self.rule!r}")
+        if self.normalised and self.rule != "delta":
+            raise ConfigError(f"normalised belongs to the rule delta: leave it out with {self.rule}")
+        if not math.isfinite(self.gate_init):
+            raise ConfigError(f"gate_init must be a finite number, not {self.gate_init}")
+        for name, value in (("write_init", self.write_init), ("decay_init", self.decay_init)):
+            if not 0 < value < 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, both excluded, not {value}")
+
+
+class Infini(Memory):
+    """What the rules share: a matrix (d, d) for each memory layer and key/value head, and one gate a query head."""
+
+    config: InfiniConfig
+
+    def __init__(self, model: ModelConfig, config: InfiniConfig, dtype: torch.dtype) -> None:
+        super().__init__(config)
+        self._layers = config.memory_layers(model)
+        self._kv_heads, self._groups, self._size = model.num_kv_heads, model.queries_per_kv, model.head_dim
+        self._wide = wide(dtype)
+        self.gate = self._parameter(model.num_heads, fill=config.gate_init)  # (layers, H)
+
+    def _parameter(self, *shape: int, fill: float = 0.0) -> nn.Parameter:
+        return nn.Parameter(torch.full((len(self._layers), *shape), fill, dtype=self._wide))
+
+    def spec(self) -> Spec:
+        """The matrices, wide whatever the weights are: their sums grow with the session."""
+        shape = (len(self._layers), self._kv_heads, self._size, self._size)
+        return {"infini_memory": TensorSpec(shape, self._wide)}
+
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """What the matrices return for the queries, joined by the gate."""
+        filled = [count > self.config.sinks for count in asked.folded]  # sinks alone write nothing
+        if layer not in self._layers or not any(filled):
+            return None
+        index = self._layers[layer]
+        out = self._recall(index, state, asked.plain.to(self._wide).flatten(2, 3))
+        return Beside(
+            heads=list(range(self._kv_heads)),
+            out=out.view(asked.plain.shape),
+            gate=self.gate[index].sigmoid().view(1, self._kv_heads, self._groups, 1, 1),
+            filled=None if all(filled) else torch.tensor(filled, device=out.device),
+        )
+
+    def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
+        """Write the evicted tokens, all but the sinks."""
+        if layer in self._layers:
+            counted = evicted.counted[:, None, :, None].to(self._wide)  # (B, 1, S, 1)
+            self._write(self._layers[layer], state, evicted.keys, evicted.values.to(self._wide), counted)
+
+    @abstractmethod
+    def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
+        """What the layer's matrices return for queries (B, K, n, d): values (B, K, n, d), 0 where nothing is stored."""
+
+    @abstractmethod
+    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
+        """Take in keys and values (B, K, S, d), wide; what is not counted (B, 1, S, 1) must leave no trace."""
+
+
+class SegmentInfini(Infini):
+    """`linear` and `delta` as in the paper: a segment at once, every token against the memory before the segment."""
+
+    def spec(self) -> Spec:
+        """The matrices, and by key/value head the sum of all features that were written."""
+        shape = (len(self._layers), self._kv_heads, self._size)
+        return {**super().spec(), "infini_norm": TensorSpec(shape, self._wide)}
+
+    def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
+        features = feature(queries)
+        memory, norm = state.read("infini_memory", index), state.read("infini_norm", index)
+        return _share(features @ memory, features @ norm[..., None])
+
+    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
+        memory, norm = state.read("infini_memory", index), state.read("infini_norm", index)
+        features = feature(keys) * counted
+        known = features @ norm[..., None]  # (B, K, S, 1)
+        grown = norm + features.sum(dim=2)
+        if self.config.rule == "delta":
+            if self.config.normalised:
+                grown, known = _grow(features, norm, known)
+            values = values - _share(features @ memory, known)  # what the memory returns for the key already
+        state.write("infini_memory", memory + features.transpose(-1, -2) @ values, index)
+        state.write("infini_norm", grown, index)
+
+
+class GatedDeltaInfini(Infini):
+    """`gated_delta`: each token moves what its own key returns towards its value, however the text is cut into folds.
+
+    How strongly it writes, and how much of the memory fades with it, is learned from its key and value.
+    """
+
+    def __init__(self, model: ModelConfig, config: InfiniConfig, dtype: torch.dtype) -> None:
+        super().__init__(model, config, dtype)
+        heads, seen = self._kv_heads, 2 * self._size
+        self.write_weight = self._parameter(heads, seen)  # (layers, K, 2d), as is decay_weight
+        self.write_offset = self._parameter(heads, fill=_logit(config.write_init))
+        self.decay_weight = self._parameter(heads, seen)
+        self.decay_offset = self._parameter(heads, fill=_logit(config.decay_init))
+
+    def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
+        return F.normalize(queries, dim=-1) @ state.read("infini_memory", index)
+
+    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
+        seen = torch.cat((keys, values), dim=-1)  # (B, K, S, 2d)
+        write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
+        decay = (seen @ self.decay_weight[index, :, :, None]).squeeze(-1) + self.decay_offset[index, :, None]
+        counted = counted[..., 0]
+        memory = gated_delta_rule(
+            memory=state.read("infini_memory", index),
+            keys=F.normalize(keys, dim=-1),
+            values=values,
+            write=write.sigmoid() * counted,
+            log_decay=F.logsigmoid(-decay) * counted,
+        )
+        state.write("infini_memory", memory, index)
+
+
+def feature(x: Tensor) -> Tensor:
+    """ELU + 1, the paper's σ. Taken apart, so that far below zero it stays positive in float32, where ELU rounds to −1."""
+    return x.clamp(max=0).exp() + x.relu()
+
+
+def _share(total: Tensor, weight: Tensor) -> Tensor:
+    """total (..., d) over weight (..., 1); 0 where there is no weight, with gradients that are finite."""
+    return total / torch.where(weight > 0, weight, 1)
+
+
+def _grow(features: Tensor, norm: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The normaliser (B, K, d), grown by what is new in a segment, and what weighs the returns of its own keys (B, K, S, 1).
+
+    `own` is what a key would weigh if the segment were all there is; the part of it that the normaliser does not have yet
+    is new: for a segment of one token, clip(1 − φz/‖φ‖², 0, 1). What is taken out is weighed by no less than `own`: the keys
+    of a segment that point the same way would else together take out more than there is.
+    """
+    own = features @ features.sum(dim=2)[..., None]  # (B, K, S, 1)
+    new = (1 - _share(known, own)).clamp(0, 1)
+    grown = norm + (features * new).sum(dim=2)
+    return grown, torch.maximum(features @ grown[..., None], own)
+
+
+def _logit(share: float) -> float:
+    """Where the sigmoid is `share`."""
+    return math.log(share / (1 - share))
+
+
+def _build(model: ModelConfig, config: InfiniConfig, dtype: torch.dtype) -> Infini:
+    return (GatedDeltaInfini if config.rule == "gated_delta" else SegmentInfini)(model, config, dtype)
+
+
+MECHANISM = Mechanism("infini", InfiniConfig, _build)

@@ -1,0 +1,157 @@
+"""`memorizing`: chosen layers keep the keys and values of M evicted tokens and attend to the k nearest (arXiv 2203.08913).
+
+Each query head searches, exactly, the memory of its key/value head, and takes the softmax of the k highest scores. How that is
+joined with the ring is a choice:
+
+- `learned`, the paper's: queries and keys are normalised, with a learned scale a head (arXiv 2010.04245), nothing has a
+  position, and a learned gate a head mixes the memory's answer with the ring's.
+- `softmax`, for models that were never trained with a memory: scores are the model's own, with all memories at distance W, and
+  they stand in one softmax with the ring's, as in the Focused Transformer (arXiv 2307.03170).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Asked, Beside, Far
+from models.config import ModelConfig
+from models.errors import ConfigError
+from models.layers import wide
+from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
+from models.state import MemoryState, Spec, TensorSpec
+
+
+@dataclass(frozen=True)
+class MemorizingConfig(LayeredConfig):
+    """`entries` is M, for each key/value head; `top_k` is k.
+
+    With the learned gate, `gate_init` is where it starts, before the sigmoid, and `scale_init` what normalised scores are
+    multiplied with at first.
+    """
+
+    entries: int = 4096
+    top_k: int = 32
+    gate: Literal["softmax", "learned"] = "softmax"
+    gate_init: float = -10.0
+    scale_init: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.entries < self.segment:
+            raise ConfigError(f"entries ({self.entries}) must have room for one segment ({self.segment})")
+        if not 1 <= self.top_k <= self.entries:
+            raise ConfigError(f"top_k ({self.top_k}) must lie between 1 and the entries ({self.entries})")
+        if self.gate not in ("softmax", "learned"):
+            raise ConfigError(f"gate must be softmax or learned, not {self.gate!r}")
+        if not self.scale_init > 0:
+            raise ConfigError(f"scale_init must be above 0, not {self.scale_init}")
+
+
+_SCORES = 2**22
+"""Scores that are laid out at a time, about: longer chunks are searched in parts."""
+
+
+class Memorizing(Memory):
+    """See the top of this file."""
+
+    config: MemorizingConfig
+
+    def __init__(self, model: ModelConfig, config: MemorizingConfig, dtype: torch.dtype) -> None:
+        super().__init__(config)
+        self._layers = config.memory_layers(model)
+        self._heads, self._size, self._dtype = model.num_kv_heads, model.head_dim, dtype
+        self._learned = config.gate == "learned"
+        if self._learned:
+            shape = (len(self._layers), model.num_heads)
+            self.gate = nn.Parameter(torch.full(shape, float(config.gate_init), dtype=wide(dtype)))
+            self.log_scale = nn.Parameter(torch.full(shape, math.log(config.scale_init), dtype=wide(dtype)))
+
+    def spec(self) -> Spec:
+        """Keys without rotation (normalised for the learned gate) and values, (layers, K, M, d) each."""
+        entries = TensorSpec((len(self._layers), self._heads, self.config.entries, self._size), self._dtype)
+        return {"memorized_keys": entries, "memorized_values": entries}
+
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """Attention to the k nearest of the filled entries; they are filled from the front."""
+        if layer not in self._layers:
+            return None
+        filled = [self._filled(folded) for folded in asked.folded]
+        if not any(filled):
+            return None
+        index, used = self._layers[layer], slice(0, max(filled))
+        keys = state.read("memorized_keys", index, slice(None), used).to(wide(self._dtype))  # (B, K, C, d)
+        values = state.read("memorized_values", index, slice(None), used)
+        counts = None if min(filled) == max(filled) else torch.tensor(filled, device=keys.device)
+        query = self._query(index, asked)  # (B, K, G, t, d)
+        rows = max(1, _SCORES // (query[..., 0, 0].numel() * max(filled)))
+        parts = [self._nearest(part, keys, values, counts) for part in query.split(rows, dim=3)]
+        out, mass = (torch.cat(part, dim=3) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+        return Beside(
+            heads=list(range(self._heads)),
+            out=out,
+            mass=None if self._learned else mass,
+            gate=self._by_head(self.gate[index], query).sigmoid() if self._learned else None,
+            filled=None if counts is None else counts > 0,
+        )
+
+    def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
+        """The segment takes the places of the oldest entries. No gradient passes: memories are constants (section 3.2)."""
+        if layer not in self._layers:
+            return
+        index, segment = self._layers[layer], self.config.segment
+        keys = evicted.keys.detach()
+        if self._learned:
+            keys = F.normalize(keys, dim=-1)
+        # Counted from the first token that is kept: the sinks (-sinks ... -1) land where nobody looks yet.
+        number = evicted.starts[:, None] - self.config.sinks + torch.arange(segment, device=keys.device)
+        places = number % self.config.entries
+        state.write_at("memorized_keys", index, places, keys.to(self._dtype))
+        state.write_at("memorized_values", index, places, evicted.values.detach())
+
+    def report(self, state: MemoryState) -> Report:
+        """Entries in use by layer."""
+        position = state.positions[0]
+        filled = self._filled(max(0, position // self.config.segment * self.config.segment - self.config.window))
+        heads = tuple(range(self._heads))
+        used = filled * self._heads
+        return Report(tuple(LayerReport(layer, heads, self.config.entries, used) for layer in self._layers))
+
+    def _filled(self, folded: int) -> int:
+        return min(self.config.entries, max(0, folded - self.config.sinks))
+
+    def _query(self, index: int, asked: Asked) -> Tensor:
+        """What is multiplied with keys to give scores, (B, K, G, t, d) wide."""
+        if not self._learned:
+            return asked.far.to(wide(self._dtype)) / math.sqrt(self._size)
+        query = F.normalize(asked.plain.to(wide(self._dtype)), dim=-1)
+        scaled: Tensor = query * self._by_head(self.log_scale[index], query).exp()
+        return scaled
+
+    def _by_head(self, parameter: Tensor, query: Tensor) -> Tensor:
+        """(H,) as (1, K, G, 1, 1)."""
+        return parameter.view(1, self._heads, query.shape[2], 1, 1)
+
+    def _nearest(self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention of query (B, K, G, t, d) to the k nearest of keys (B, K, C, d): (B, K, G, t, d), and its log-sum-exp.
+
+        `counts` (B,) says how many entries from the front are filled; None: all. What a row without any gets is finite.
+        """
+        scores = query.flatten(2, 3) @ keys.transpose(-1, -2)  # (B, K, G*t, C)
+        if counts is not None:
+            empty = torch.arange(keys.shape[2], device=keys.device) >= counts[:, None, None, None]
+            scores = scores.masked_fill(empty, torch.finfo(scores.dtype).min)
+        best, chosen = scores.topk(min(self.config.top_k, keys.shape[2]), dim=-1, sorted=False)  # (B, K, G*t, k)
+        rows = torch.arange(keys.shape[0], device=keys.device)[:, None, None, None]
+        heads = torch.arange(self._heads, device=keys.device)[:, None, None]
+        found = values[rows, heads, chosen].to(scores.dtype)  # (B, K, G*t, k, d)
+        out = (best.softmax(dim=-1)[..., None, :] @ found).squeeze(-2)
+        return out.view(query.shape), best.logsumexp(dim=-1).view(query.shape[:-1])
+
+
+MECHANISM = Mechanism("memorizing", MemorizingConfig, Memorizing)

@@ -1,0 +1,96 @@
+"""One row for each variant of each mechanism: the tests of test_exactness.py and test_invariants.py run over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from models.config import MemoryConfig, ModelConfig
+from models.memory.compressive import CompressiveConfig
+from models.memory.continuous import ContinuousConfig
+from models.memory.feedback import FeedbackConfig
+from models.memory.infini import InfiniConfig
+from models.memory.memorizing import MemorizingConfig
+from models.memory.transformer_xl import TransformerXLConfig
+from tests.models.references.compressive import CompressiveReference
+from tests.models.references.continuous import ContinuousReference
+from tests.models.references.feedback import FeedbackReference
+from tests.models.references.infini import InfiniReference
+from tests.models.references.memorizing import MemorizingReference
+from tests.models.references.slots import SlotsReference
+from tests.models.references.transformer_xl import TransformerXLReference
+from tests.models.references.window import Reference
+from tests.models.sessions import slots_config, window_config
+
+MakeReference = Callable[[ModelConfig, Mapping[str, Tensor], Any, Mapping[str, Tensor]], Reference]
+"""From the model's configuration and weights, the memory's configuration, and its learned parameters by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its settings for the tiny model, and its slow reference.
+
+    `differentiable` is False where the mechanism chooses by comparing, and nobody trains it.
+    """
+
+    config: MemoryConfig
+    reference: MakeReference
+    differentiable: bool = True
+
+
+def infini_config(**changes: Any) -> InfiniConfig:
+    """A ring of 48 tokens."""
+    return InfiniConfig(**{"window": 32, "segment": 16, "sinks": 4, **changes})
+
+
+def continuous_config(**changes: Any) -> ContinuousConfig:
+    """A ring of 48 tokens, and wide functions for a signal of few points."""
+    small = {"window": 32, "segment": 16, "sinks": 4, "basis": 24, "samples": 20, "widths": (0.03, 0.06), "bins": 10}
+    return ContinuousConfig(**{**small, **changes})
+
+
+ROWS: Mapping[str, Row] = {
+    "window": Row(window_config(), lambda model, weights, config, _: Reference(model, weights, config)),
+    "window without sinks": Row(
+        window_config(sinks=0), lambda model, weights, config, _: Reference(model, weights, config)
+    ),
+    "transformer_xl": Row(
+        TransformerXLConfig(32, 16), lambda model, weights, config, _: TransformerXLReference(model, weights, config)
+    ),
+    "compressive, mean": Row(CompressiveConfig(32, 16, 4, entries=17), CompressiveReference),
+    "compressive, max": Row(CompressiveConfig(32, 16, 0, compression="max", entries=400), CompressiveReference),
+    "compressive, conv": Row(
+        CompressiveConfig(32, 16, 6, layers=(1, 3), compression="conv", entries=18), CompressiveReference
+    ),
+    "compressive, conv without the task": Row(
+        CompressiveConfig(32, 16, 16, rate=2, compression="conv", entries=33, task_gradient=False), CompressiveReference
+    ),
+    "memorizing, softmax": Row(MemorizingConfig(32, 16, 4, entries=70, top_k=12), MemorizingReference),
+    "memorizing, learned": Row(
+        MemorizingConfig(32, 16, 3, layers=(1, 2), entries=66, top_k=7, gate="learned"), MemorizingReference
+    ),
+    "slots": Row(
+        slots_config(),
+        lambda model, weights, config, _: SlotsReference(model, weights, config),
+        differentiable=False,
+    ),
+    "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
+    "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
+    "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
+    "infini linear in two layers": Row(infini_config(rule="linear", layers=(1, 3)), InfiniReference),
+    "infini delta": Row(infini_config(rule="delta"), InfiniReference),
+    "infini delta, normalised, a segment of sinks": Row(
+        infini_config(rule="delta", normalised=True, sinks=16), InfiniReference
+    ),
+    "infini gated delta": Row(infini_config(rule="gated_delta", decay_init=0.02), InfiniReference),
+    "continuous": Row(continuous_config(), ContinuousReference),
+    "continuous in two layers, a segment of sinks": Row(
+        continuous_config(sinks=16, layers=(1, 3), tau=0.75, ridge=1.0, samples=31), ContinuousReference
+    ),
+    "continuous, sticky": Row(
+        continuous_config(sticky=True, sinks=0, tau=0.75, widths=(0.04,), bins=7), ContinuousReference
+    ),
+}

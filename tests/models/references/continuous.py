@@ -1,0 +1,120 @@
+"""∞-former (arXiv 2109.00301): a signal over [0, 1], fitted anew at every fold, and read with a Gaussian density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.memory.continuous import ContinuousConfig
+from tests.models.references.window import Reference
+
+
+class ContinuousReference(Reference):
+    """`keys_of` and `values_of` hold each layer's coefficients (K, N, d) once it has any."""
+
+    memory: ContinuousConfig
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        memory: ContinuousConfig,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(config, tensors, memory)
+        self.parameters = parameters
+        self.layers = sorted(memory.layers) or list(range(config.num_layers))
+        self.keys_of: dict[int, Tensor] = {}
+        self.values_of: dict[int, Tensor] = {}
+        self.looked = {layer: torch.zeros(memory.bins, dtype=torch.float64) for layer in self.layers}
+        width_count = len(memory.widths)
+        last = memory.basis // width_count - 1
+        self.centres = double([index // width_count / last for index in range(memory.basis)])
+        self.widths = double([memory.widths[index % width_count] for index in range(memory.basis)])
+        self.edges = double([index / memory.bins for index in range(memory.bins + 1)])
+
+    def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
+        """The ring's answer, and the gated expectation of the signal under this query's density."""
+        near = super().attend(layer, index, query)
+        if layer not in self.keys_of:
+            return near
+        row, head = self.layers.index(layer), self.group(index)
+        scores = self.keys_of[layer][head] @ query / len(query) ** 0.5  # (N,)
+
+        def affine(name: str) -> Tensor:
+            product: Tensor = scores @ self.parameters[name][row, index]
+            return product + self.parameters[f"{name}_bias"][row, index]
+
+        mean = 1 / (1 + torch.exp(-affine("mean")))
+        variance = torch.clamp(torch.log1p(torch.exp(affine("spread"))), min=self.memory.min_variance)
+        self.looked[layer] += torch.erf((self.edges - mean) / (2 * variance).sqrt()).diff().detach() / 2
+        # The product of two normal densities integrates to a normal density at the distance of their means.
+        expected = normal(mean - self.centres, variance + self.widths**2)  # (N,)
+        gate = 1 / (1 + torch.exp(-self.parameters["gate"][row, index]))
+        far: Tensor = gate * (expected @ self.values_of[layer][head])
+        return near + far
+
+    def fold(self, layer: int, start: int) -> None:
+        """The old signal into [0, τ], the segment behind it."""
+        memory = self.memory
+        places = range(max(start, memory.sinks), start + memory.segment)
+        if layer not in self.layers or not places:
+            return
+        points = self.points(self.looked[layer].tolist()) if memory.sticky else self.points([1.0])
+        self.looked[layer] = torch.zeros_like(self.looked[layer])
+        for tokens, fitted in ((self.keys[layer], self.keys_of), (self.values[layer], self.values_of)):
+            new = torch.stack([tokens[place] for place in places], dim=1)  # (K, n, d)
+            old = None
+            if layer in fitted:
+                old = self.functions(points) @ fitted[layer]  # (K, samples, d)
+                seen = torch.stack(tokens[memory.sinks : start], dim=1).norm(dim=-1).amax(dim=1)  # (K,)
+                old = old * (seen[:, None] / old.norm(dim=-1)).clamp(max=1).detach()[..., None]
+            fitted[layer] = self.fit(old, new)
+
+    def fit(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """Ridge regression on samples of the old signal and new tokens (K, n, d), with nothing on either side of [0, 1]."""
+        memory, count = self.memory, new.shape[1]
+        if old is None:
+            positions = [(index + 0.5) / count for index in range(count)]
+            data = new
+        else:
+            positions = [memory.tau * (index + 1) / memory.samples for index in range(memory.samples)]
+            positions += [memory.tau + (1 - memory.tau) * (index + 1) / count for index in range(count)]
+            data = torch.cat((old, new), dim=1)
+        total = len(positions)
+        for index in range(total // 2):
+            positions += [-(index + 0.5) / total, 1 + (index + 0.5) / total]
+        data = torch.cat((data, torch.zeros(data.shape[0], len(positions) - total, data.shape[2])), dim=1)
+        design = self.functions(double(positions))  # (P, N)
+        ridge = memory.ridge * torch.eye(memory.basis, dtype=torch.float64)
+        fitted: Tensor = torch.linalg.solve(design.T @ design + ridge, design.T @ data)
+        return fitted
+
+    def functions(self, positions: Tensor) -> Tensor:
+        """ψ (n, N) at positions (n,)."""
+        return normal(positions[:, None] - self.centres, self.widths**2)
+
+    def points(self, looked: list[float]) -> Tensor:
+        """Where a histogram, with a hundredth of it spread evenly, has reached 1/n, 2/n, … of its mass."""
+        count, bins = self.memory.samples, len(looked)
+        share = [0.99 * mass / sum(looked) + 0.01 / bins for mass in looked] if sum(looked) else [1 / bins] * bins
+        total, found, reached, place = sum(share), [], 0.0, 0
+        for index in range(count):
+            level = (index + 1) / count * total
+            while place < bins - 1 and reached + share[place] < level:
+                reached += share[place]
+                place += 1
+            found.append((place + (level - reached) / share[place]) / bins)
+        return double(found)
+
+
+def double(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def normal(away: Tensor, variance: Tensor) -> Tensor:
+    """The normal density of that variance at a distance from its mean."""
+    return torch.exp(-(away**2) / (2 * variance)) / torch.sqrt(2 * torch.pi * variance)

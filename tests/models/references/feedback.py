@@ -1,0 +1,93 @@
+"""`feedback` as algorithm 2 and appendix B.1 of TransformerFAM (arXiv 2404.09173) have it, with a gate on what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.memory.feedback import FeedbackConfig
+from tests.models.references.window import Reference
+
+
+class FeedbackReference(Reference):
+    """`feedback` is F by layer, (n, D); it starts as what the layers make of `initial`.
+
+    `seen` are its keys (n, K, d), turned, and values.
+    """
+
+    memory: FeedbackConfig
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        memory: FeedbackConfig,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(config, tensors, memory)
+        self.layers = sorted(memory.layers) or list(range(config.num_layers))
+        self.gate = parameters["gate"]
+        self.feedback: list[Tensor] = []
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        prompt = parameters["initial"]
+        for layer in range(config.num_layers):
+            self.feedback.append(prompt)
+            places = range(-memory.tokens, 0)
+            self.seen.append(self._own(layer, places))
+            mixed = prompt + self._ask(layer, prompt, places, *self.seen[layer])
+            prompt = mixed + self.feed_forward(layer, mixed)
+
+    def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
+        """Ring and feedback in one softmax."""
+        scores, values = self.near(layer, index, query)
+        if layer not in self.layers or self.position < self.memory.segment:
+            return scores.softmax(0) @ values
+        head, gate = self.group(index), self.gate[self.layers.index(layer), index].sigmoid()
+        far_keys, far_values = self.seen[layer]
+        far = far_keys[:, head] @ self.turn(query, self.position) / len(query) ** 0.5
+        weights = torch.cat((scores, far)).softmax(0)
+        # The gate takes its part of the feedback's weight; what it leaves goes to the ring, in proportion.
+        ring, kept = weights[: len(scores)], weights[len(scores) :] * gate
+        ring = ring / ring.sum() * (1 - kept.sum())
+        return ring @ values + kept @ far_values[:, head]
+
+    def finish(self, layer: int, start: int) -> None:
+        """The feedback asks itself and the block that begins at `start`, and is replaced."""
+        if layer not in self.layers:
+            return
+        end = start + self.memory.segment
+        block = torch.stack([self.turn(self.keys[layer][place], place) for place in range(start, end)])
+        keys = torch.cat((self.seen[layer][0], block))
+        values = torch.cat((self.seen[layer][1], torch.stack(self.values[layer][start:end])))
+        places = range(end - self.memory.tokens, end)
+        mixed = self._ask(layer, self.feedback[layer], places, keys, values)
+        if start > 0:
+            mixed = mixed + torch.stack([self._limited(token) for token in self.feedback[layer]])
+        self.feedback[layer] = mixed + self.feed_forward(layer, mixed)
+        self.seen[layer] = self._own(layer, places)
+
+    def _limited(self, token: Tensor) -> Tensor:
+        """A feedback token (D,), no larger than the limit."""
+        size = token.square().mean().sqrt()
+        return token * self.memory.limit / size if 0 < self.memory.limit < size else token
+
+    def _own(self, layer: int, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys, turned, and values of a layer's feedback at its places: (n, K, d) each."""
+        _, keys, values = self.project(layer, self.feedback[layer])
+        return torch.stack([self.turn(key, place) for key, place in zip(keys, places, strict=True)]), values
+
+    def _ask(self, layer: int, asking: Tensor, places: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
+        """What attention gives to tokens (n, D) at their places, from keys (N, K, d), turned, and values: (n, D)."""
+        queries, _, _ = self.project(layer, asking)
+        rows = []
+        for token, place in zip(queries, places, strict=True):
+            heads = []
+            for index, query in enumerate(self.turn(token, place)):
+                head = self.group(index)
+                scores = keys[:, head] @ query / len(query) ** 0.5
+                heads.append(scores.softmax(0) @ values[:, head])
+            rows.append(self.mix(layer, torch.stack(heads)))
+        return torch.stack(rows)

@@ -1,0 +1,40 @@
+"""Gradients through every part of a memory, alone: a fused kernel that loses one must not be taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.memory.compressive import CompressiveConfig
+from models.unrolled import UnrolledState
+from models.weights.checkpoint import Checkpoint
+from tests.models.sessions import build, feed, random_tokens, window_config
+
+
+@pytest.mark.parametrize("name", ["key_kernel", "value_kernel"])
+def test_one_parameter_alone_gets_its_gradient_from_long_chunks(checkpoint: Checkpoint, name: str) -> None:
+    decoder = build(checkpoint, CompressiveConfig(32, 16, 4, entries=10, compression="conv"))
+    kernel = decoder.memory.get_parameter(name).requires_grad_(True)
+    logits = feed(decoder, UnrolledState.start(decoder.spec(), 1), random_tokens(decoder, 120), (60,))
+    logits.square().sum().backward()
+    assert kernel.grad is not None
+    assert kernel.grad.abs().sum() > 0
+
+
+def test_detached_sessions_pass_no_gradient_back_and_go_on_as_they_were(checkpoint: Checkpoint) -> None:
+    decoder = build(checkpoint, window_config())
+    embedding = decoder.weights.embedding.requires_grad_(True)
+    tokens = random_tokens(decoder, 60)
+    state = UnrolledState.start(decoder.spec(), 1)
+    feed(decoder, state, tokens[:50])
+    cut = state.detached()
+    cut_logits, logits = feed(decoder, cut, tokens[50:]), feed(decoder, state, tokens[50:])
+    assert torch.equal(cut_logits, logits)
+    short, long = (torch.autograd.grad(one.sum(), embedding)[0] for one in (cut_logits, logits))
+    assert not torch.allclose(short, long)
+
+
+def test_rows_of_an_unrolled_state_advance_together(checkpoint: Checkpoint) -> None:
+    state = UnrolledState.start(build(checkpoint, window_config()).spec(), 3)
+    with pytest.raises(AssertionError, match="together"):
+        state.select([0, 2])
