@@ -1,0 +1,1 @@
+"""Do the memories learn? Small models, trained from nothing."""

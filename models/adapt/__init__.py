@@ -1,0 +1,1 @@
+"""Teaching a model to use its memory: tasks, training, evaluation beside controls."""

@@ -1,0 +1,179 @@
+"""Training through the memory: segments in, gradients back through every fold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.adapt.checkpoint import read_checkpoint, write_checkpoint
+from models.adapt.curriculum import Curriculum
+from models.adapt.optimizer import build_optimizer, warm_up
+from models.adapt.settings import TrainSettings
+from models.adapt.tasks.base import Batch, Task
+from models.transformer import Decoder
+from models.unrolled import UnrolledState
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands. `loss` is in nats an asked token; `seconds` count over all resumed runs."""
+
+    step: int
+    segments: int
+    loss: float
+    accuracy: float
+    seconds: float
+    done: bool
+    """Whether the longest sequences are mastered."""
+
+
+class Trainer:
+    """Teaches one decoder one task. The same seed and settings give the same model on the same machine.
+
+    What asks for gradients in the decoder is trained, be it all or a memory alone. With a `checkpoint` path a run goes on from
+    there, if the file exists, and saves itself every `save_every` steps and at the end.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        task: Task,
+        settings: TrainSettings,
+        checkpoint: Path | None = None,
+        save_every: int = 200,
+    ) -> None:
+        self._decoder, self._task, self._settings = decoder, task, settings
+        self._checkpoint, self._save_every = checkpoint, save_every
+        self._optimizer = build_optimizer(decoder, settings)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._curriculum = Curriculum(settings)
+        self._carried: UnrolledState | None = None
+        self._before = 0.0
+        self._began = time.monotonic()
+        self.progress = Progress(0, self._curriculum.segments, float("nan"), 0.0, 0.0, False)
+
+    def run(self, say: Callable[[Progress], None] | None = None) -> Progress:
+        """Train to the end; `say` hears of every step. Raises `CheckpointError` for a checkpoint that is not this run's."""
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self._resume(self._checkpoint)
+        self._began = time.monotonic()
+        while not self._finished():
+            self.step()
+            if say is not None:
+                say(self.progress)
+            if self.progress.step % self._save_every == 0:
+                self._save()
+        self._save()
+        return self.progress
+
+    def step(self) -> Progress:
+        """One batch and one step of the optimizer."""
+        settings, number = self._settings, self.progress.step
+        warm_up(self._optimizer, settings, number)
+        longest = self._curriculum.segments
+        segments = self._curriculum.draw(self._generator)
+        length = segments * self._decoder.memory.config.segment
+        batch = self._task.batch(self._generator, settings.batch, length)
+        loss, accuracy = self._learn(batch, self._start())
+        trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, settings.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if segments == longest:
+            self._curriculum.note(accuracy)
+        self.progress = Progress(
+            step=number + 1,
+            segments=self._curriculum.segments,
+            loss=loss,
+            accuracy=self._curriculum.accuracy,
+            seconds=self._before + time.monotonic() - self._began,
+            done=self._curriculum.done,
+        )
+        return self.progress
+
+    def _finished(self) -> bool:
+        progress, settings = self.progress, self._settings
+        return progress.done or progress.step >= settings.steps or progress.seconds >= settings.seconds
+
+    def _start(self) -> UnrolledState:
+        passed = float(torch.rand((), generator=self._generator)) < self._settings.carry
+        if passed and self._carried is not None:
+            return self._carried
+        return UnrolledState.start(self._decoder.spec(), self._settings.batch, self._decoder.device)
+
+    def _learn(self, batch: Batch, state: UnrolledState) -> tuple[float, float]:
+        """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
+        memory, asked = self._decoder.memory, int(batch.asked.sum())
+        total, right = 0.0, 0
+        for part in _parts(batch, self._settings.truncate * memory.config.segment):
+            with torch.set_grad_enabled(bool(part.asked.any())):  # nothing can be learned where nothing is asked
+                memory.losses = []
+                logits, _ = self._decoder(part.tokens, state, logits="all")
+                chosen, targets = logits[part.asked], part.targets[part.asked]
+                loss = F.cross_entropy(chosen, targets, reduction="sum") / asked
+                whole = sum(memory.losses, loss)
+                memory.losses = None
+            if len(targets):
+                whole.backward()
+                total += float(loss.detach())
+                right += int((chosen.argmax(dim=-1) == targets).sum())
+            state = state.detached()
+        self._carried = state if self._settings.carry else None
+        return total, right / asked
+
+    def _save(self) -> None:
+        if self._checkpoint is None:
+            return
+        progress = self.progress
+        counts = {"step": progress.step, "loss": progress.loss, "seconds": progress.seconds}
+        carried = {} if self._carried is None else self._carried.tensors()
+        write_checkpoint(
+            self._checkpoint,
+            self._decoder,
+            self._optimizer,
+            {
+                "settings": repr(self._settings),
+                "task": repr(self._task),
+                "counts": counts,
+                "curriculum": self._curriculum.save(),
+                "generator": self._generator.get_state(),
+                "carried": carried,
+            },
+        )
+
+    def _resume(self, path: Path) -> None:
+        run = {"settings": repr(self._settings), "task": repr(self._task)}
+        saved = read_checkpoint(path, self._decoder, self._optimizer, run)
+        self._curriculum.load(saved["curriculum"])
+        self._generator.set_state(saved["generator"])
+        self._before = saved["counts"]["seconds"]
+        if saved["carried"]:
+            self._carried = UnrolledState.start(self._decoder.spec(), self._settings.batch, self._decoder.device)
+            for name, tensor in saved["carried"].items():
+                self._carried.write(name, tensor)
+        self.progress = Progress(
+            step=saved["counts"]["step"],
+            segments=self._curriculum.segments,
+            loss=saved["counts"]["loss"],
+            accuracy=self._curriculum.accuracy,
+            seconds=self._before,
+            done=self._curriculum.done,
+        )
+
+
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in pieces of at most `size` tokens; whole for 0."""
+    if not size:
+        yield batch
+        return
+    pieces: Iterator[tuple[Tensor, Tensor]] = zip(
+        batch.tokens.split(size, dim=1), batch.targets.split(size, dim=1), strict=True
+    )
+    for tokens, targets in pieces:
+        yield Batch(tokens, targets)

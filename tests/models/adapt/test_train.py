@@ -1,0 +1,134 @@
+"""Training learns, can be interrupted, and touches only what asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.adapt.evaluate import Trials, accuracy
+from models.adapt.settings import TrainSettings
+from models.adapt.small import SmallModel, build_small
+from models.adapt.tasks.passkey import Passkey
+from models.adapt.train import Progress, Trainer
+from models.errors import CheckpointError
+from models.transformer import Decoder
+
+TASK = Passkey(digits=1, alphabet=4, filler=2)
+SETTINGS = TrainSettings(first_segments=2, last_segments=3, batch=8, steps=4, warmup=1)
+
+
+def decoder(memory: str = "infini", **options: object) -> Decoder:
+    ring = {"window": 8, "segment": 4, "sinks": 0}
+    if memory == "infini":
+        options = {"rule": "gated_delta", "gate_init": 0.0, **options}
+    return build_small(SmallModel(hidden=32, inner=32), TASK.vocab_size, memory, {**ring, **options})
+
+
+def weights(model: Decoder) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_same(one: Decoder, other: Decoder) -> None:
+    others = weights(other)
+    for name, weight in weights(one).items():
+        assert torch.equal(weight, others[name]), name
+
+
+def test_it_learns_a_key_within_the_window() -> None:
+    model = decoder("window")
+    heard: list[Progress] = []
+    settings = TrainSettings(first_segments=2, last_segments=2, steps=300, learning_rate=5e-3, warmup=10)
+    progress = Trainer(model, TASK, settings).run(heard.append)
+    assert progress.done
+    assert progress == heard[-1]
+    assert [one.step for one in heard] == list(range(1, progress.step + 1))
+    assert accuracy(model, TASK, Trials(length=8, count=64)) > 0.9
+
+
+def test_the_same_seed_gives_the_same_model_and_another_one_another() -> None:
+    models = [decoder() for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        Trainer(model, TASK, replace(SETTINGS, seed=seed)).run()
+    assert_same(models[0], models[1])
+    assert not torch.equal(models[0].weights.embedding, models[2].weights.embedding)
+
+
+@pytest.mark.parametrize("carry", [0.0, 0.7])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, carry: float) -> None:
+    settings = replace(SETTINGS, steps=6, carry=carry, advance_at=0.0, patience=1)
+    whole, cut = decoder(), decoder()
+    Trainer(whole, TASK, settings).run()
+    path = tmp_path / "run" / "checkpoint.pt"
+    stopped = Trainer(cut, TASK, settings, path, save_every=1)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run(stop)
+    resumed = decoder()
+    progress = Trainer(resumed, TASK, settings, path).run()
+    assert progress.step == 6
+    assert_same(whole, resumed)
+    assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    Trainer(decoder(), TASK, SETTINGS, path).run()
+    with pytest.raises(CheckpointError, match="of another training, with the settings"):
+        Trainer(decoder(), TASK, replace(SETTINGS, batch=4), path).run()
+    with pytest.raises(CheckpointError, match="of another training, with the task"):
+        Trainer(decoder(), replace(TASK, depth=0.0), SETTINGS, path).run()
+    with pytest.raises(CheckpointError, match="of a model with other weights"):
+        Trainer(decoder("window"), TASK, SETTINGS, path).run()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"not what torch writes")
+    with pytest.raises(CheckpointError, match="delete it to begin anew"):
+        Trainer(decoder(), TASK, SETTINGS, path).run()
+
+
+def test_only_what_asks_for_gradients_is_trained_and_a_memory_alone_can_be() -> None:
+    model = decoder()
+    model.weights.requires_grad_(False)
+    before = weights(model)
+    # Long enough for the key to have been folded away when it is asked for.
+    Trainer(model, TASK, replace(SETTINGS, first_segments=6, last_segments=6)).run()
+    changed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
+    assert changed == {name for name in before if name.startswith("memory.")}
+
+
+def test_gradients_flow_back_through_folds_unless_cut_off() -> None:
+    """What is written is decided in the segments before; a memory's write gate learns from what is read of it later."""
+    for truncate, learns in ((0, True), (1, False)):
+        model = decoder()
+        task = replace(TASK, depth=0.0)
+        settings = replace(SETTINGS, first_segments=6, last_segments=6, steps=1, truncate=truncate)
+        before = weights(model)
+        Trainer(model, task, settings).run()
+        after = weights(model)
+        assert torch.equal(before["memory.write_weight"], after["memory.write_weight"]) is not learns
+        assert not torch.equal(before["memory.gate"], after["memory.gate"])
+
+
+def test_the_budget_in_seconds_ends_a_training() -> None:
+    progress = Trainer(decoder(), TASK, replace(SETTINGS, steps=10**6, seconds=1e-6)).run()
+    assert progress.step == 1
+    assert not progress.done
+
+
+def test_a_memorys_own_losses_are_learned_from() -> None:
+    options = {"compression": "conv", "rate": 2, "entries": 8, "task_gradient": False}
+    model = decoder("compressive", **options)
+    before = weights(model)
+    Trainer(model, TASK, replace(SETTINGS, first_segments=6, last_segments=6, steps=2)).run()
+    assert not torch.equal(before["memory.key_kernel"], weights(model)["memory.key_kernel"])
+    assert model.memory.losses is None, "serving has no use for them"
