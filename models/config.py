@@ -74,6 +74,10 @@ class MemoryConfig:
         """Tokens the local ring can hold: W + S."""
         return self.window + self.segment
 
+    def evicted(self, position: int) -> int:
+        """Tokens that have left the ring of a session at this position: a multiple of S."""
+        return max(0, position // self.segment * self.segment - self.window)
+
 
 def fingerprint(*parts: object) -> str:
     """A short stable name for a configuration: 128 bits of SHA-256 over its JSON, in hex."""

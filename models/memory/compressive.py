@@ -121,8 +121,7 @@ class Compressive(Memory):
 
     def report(self, state: MemoryState) -> Report:
         """Entries in use by layer."""
-        position = state.positions[0]
-        filled = self._filled(max(0, position // self.config.segment * self.config.segment - self.config.window))
+        filled = self._filled(self.config.evicted(state.positions[0]))
         heads = tuple(range(self._heads))
         used = filled * self._heads
         return Report(tuple(LayerReport(layer, heads, self.config.entries, used) for layer in self._layers))

@@ -102,7 +102,7 @@ class Ring:
 
     def _piece(self, starts: list[int], begin: int, tokens: Tensor, state: MemoryState) -> Piece:
         config, count, device = self._config, tokens.shape[1], tokens.device
-        bases = [max(0, start // config.segment * config.segment - config.window) for start in starts]
+        bases = [config.evicted(start) for start in starts]
         start = torch.tensor(starts, device=device)[:, None]  # (B, 1)
         base = torch.tensor(bases, device=device)[:, None, None]  # (B, 1, 1)
         query = start + torch.arange(count, device=device)  # (B, t)

@@ -215,13 +215,13 @@ class Runner:
         memory, position = self._model.decoder.memory, state.positions[0]
         config = memory.config
         report = memory.report(state)
-        folds = max(0, position // config.segment - config.window // config.segment)
+        evicted = config.evicted(position)
         return Inspected(
             memory=self.offered.memory,
             position=position,
             state_bytes=self.offered.state_bytes,
-            folds=folds,
-            local_tokens=position - folds * config.segment,
+            folds=evicted // config.segment,
+            local_tokens=position - evicted,
             layers=tuple(
                 LayerMemory(layer=layer.layer, kv_heads=layer.heads, slots=layer.slots, used=layer.used)
                 for layer in report.layers
