@@ -63,9 +63,9 @@ def test_a_calibration_naming_heads_the_model_lacks_is_refused(
 
 
 def test_an_unknown_memory_is_told_the_known_ones(checkpoint: Checkpoint) -> None:
-    with pytest.raises(ConfigError, match=r"'elephant'.*slots, window"):
+    with pytest.raises(ConfigError, match=r"'elephant'.*slots, transformer_xl, window"):
         memory_config(checkpoint, "elephant", {})
-    with pytest.raises(ConfigError, match="slots, window"):
+    with pytest.raises(ConfigError, match="slots, transformer_xl, window"):
         assemble(checkpoint, window_config(), "elephant")
 
 

@@ -1,0 +1,94 @@
+"""What a memory has learned, in a file and back; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.adapter import save_adapter
+from models.calibration import Calibration, read_layers
+from models.errors import ConfigError
+from models.load import LoadedModel, Offer, load_offers
+from models.memory.infini import InfiniConfig
+from models.weights.checkpoint import Checkpoint
+from tests.models.sessions import build, open_memory, random_tokens, read
+
+
+def trained(checkpoint: Checkpoint, path: Path, model: str | None = None, **options: object) -> InfiniConfig:
+    """Write an adapter of a memory whose gates are open."""
+    config = InfiniConfig(**{"window": 32, "segment": 16, "layers": (1, 3), **options})  # type: ignore[arg-type]
+    decoder = build(checkpoint, config)
+    open_memory(decoder.memory)
+    save_adapter(path, decoder.memory, "infini", model or checkpoint.fingerprint)
+    return config
+
+
+def loaded(tiny_model: Path, adapter: Path | None, memory: str = "infini", **options: object) -> LoadedModel:
+    offer = Offer(str(tiny_model), memory, {"window": 32, "segment": 16, **options}, adapter=adapter)
+    return load_offers([offer], dtype=torch.float32)[str(tiny_model), memory]
+
+
+def test_a_model_with_an_adapter_computes_as_the_one_that_was_trained(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    config = trained(checkpoint, tmp_path / "a.safetensors", rule="linear")
+    served = loaded(tiny_model, tmp_path / "a.safetensors")
+    assert served.decoder.memory.config == config  # the rule and the layers came from the file
+    original = build(checkpoint, config)
+    open_memory(original.memory)
+    tokens = random_tokens(original, 100)
+    assert torch.equal(read(original, tokens)[0], read(served.decoder, tokens)[0])
+    assert not any(parameter.requires_grad for parameter in served.decoder.parameters())
+
+
+def test_what_was_learned_is_part_of_what_a_saved_state_must_match(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    trained(checkpoint, tmp_path / "a.safetensors")
+    shut = loaded(tiny_model, None, layers=[1, 3])
+    assert loaded(tiny_model, tmp_path / "a.safetensors").kind.memory != shut.kind.memory
+
+
+def test_an_adapter_of_another_model_or_mechanism_or_none_at_all_is_refused(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    other, good, none, text = (tmp_path / name for name in ("other", "good", "none", "text"))
+    trained(checkpoint, other, model="another")
+    trained(checkpoint, good)
+    save_file({"gate": torch.zeros(1)}, none)
+    text.write_text("no tensors", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is for the model another"):
+        loaded(tiny_model, other)
+    with pytest.raises(ConfigError, match="is for the mechanism infini and not for memorizing"):
+        loaded(tiny_model, good, "memorizing")
+    with pytest.raises(ConfigError, match="is no adapter"):
+        loaded(tiny_model, none)
+    for missing in (text, tmp_path / "missing"):
+        with pytest.raises(ConfigError, match="cannot read the adapter"):
+            loaded(tiny_model, missing)
+
+
+def test_settings_that_the_parameters_do_not_fit_are_refused(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    trained(checkpoint, tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match="does not fit the memory's settings"):
+        loaded(tiny_model, tmp_path / "a.safetensors", layers=[0, 1, 2])
+
+
+def test_pairs_of_one_model_share_its_weights(tiny_model: Path) -> None:
+    small = {"window": 32, "segment": 16}
+    both = load_offers([Offer(str(tiny_model), name, small) for name in ("window", "infini")], dtype=torch.float32)
+    window, infini = (both[str(tiny_model), name].decoder for name in ("window", "infini"))
+    assert window.weights is infini.weights
+
+
+def test_whole_layer_memories_lie_where_a_calibrated_model_retrieves(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    heads = tuple((layer, 0, 1 / (1 + layer)) for layer in (9, 2, 7, 2, 5, 3, 4, 1, 8, 6, 0))
+    path = tmp_path / "calibration.json"
+    Calibration("model", checkpoint.fingerprint, heads, 4, {}).write(path)
+    assert read_layers(checkpoint.fingerprint, path) == (1, 2, 3, 4, 5, 7, 8, 9)
+    assert read_layers(checkpoint.fingerprint) == ()
