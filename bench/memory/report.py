@@ -74,6 +74,9 @@ def draw(results: Path, out: Path) -> None:
                 label=f"{name} ({row['memory_bytes'] / 2**20:.1f} MiB)",
             )
         panel.set(xscale="log", xlabel="tokens", title=task)
+        ticks = sorted({int(length) for row in rows for length in row[task]})
+        panel.set_xticks(ticks, [f"{length:,}" for length in ticks])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("found again")
     panels[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
