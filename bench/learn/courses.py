@@ -171,8 +171,8 @@ COURSES: tuple[Course, ...] = (
     *_courses(_ANYWHERE, (*_ASSOCIATIVE, _PLAIN, _STICKY, _TRANSFORMER_XL)),
     REACH,
     COMPRESSED,
-    *_courses(_REWRITE, (*_ASSOCIATIVE, _PLAIN)),
-    *_courses(_MQAR, (*_ASSOCIATIVE, _PLAIN)),
-    *_courses(_COPY, (*_ASSOCIATIVE, _PLAIN)),
-    *_courses(_SORTING, (_Memory("continuous", "plain", {**_SIGNAL, "tau": 0.98}),)),
+    *_courses(_REWRITE, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
+    *_courses(_MQAR, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
+    *_courses(_COPY, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
+    *_courses(_SORTING, (_Memory("continuous", "plain", {**_SIGNAL, "tau": 0.98}), *_ASSOCIATIVE)),
 )
