@@ -118,8 +118,10 @@ class Memory(nn.Module, ABC):
         """Take evicted tokens in. Every row of `state` folds."""
 
     def finish(self, layer: int, weights: Layer, state: MemoryState, finished: Finished) -> None:
-        """A segment is complete. Every row of `state` has completed one; called before `fold` when both are due."""
-        raise NotImplementedError
+        """A segment is complete. Every row of `state` has completed one; called before `fold` when both are due.
+
+        Only of a mechanism that `follows`, which says here what it does; the others live on what is evicted alone.
+        """
 
     def report(self, state: MemoryState) -> Report:
         """What it holds of the one session in `state`; nothing that could be named, unless a mechanism says more."""
