@@ -43,7 +43,7 @@ def test_chunks_and_single_tokens_equal_the_reference(checkpoint: Checkpoint, ro
     tokens = random_tokens(decoder, LENGTH)
     with torch.no_grad():
         reference = expected(checkpoint, row, decoder, tokens, dict(checkpoint.tensors))
-        for cuts in ((), (1,), (7, 50, 1)):
+        for cuts in ((), (1,), (16,), (7, 50, 1)):
             logits, _ = read(decoder, tokens, cuts)
             assert logits.dtype == torch.float64
             assert (logits - reference).abs().max() < 1e-8, cuts
@@ -64,7 +64,7 @@ def test_gradients_equal_those_of_the_reference(checkpoint: Checkpoint, row: Row
     reference = row.reference(checkpoint.config, plain, row.config, learned)
     wanted = torch.autograd.grad((reference.read(tokens) * weigh).sum(), (theirs, *learned.values()), allow_unused=True)
 
-    for cuts in ((16,), (7, 50, 1)):
+    for cuts in ((), (16,), (7, 50, 1)):
         state = UnrolledState.start(decoder.spec(), 1)
         logits = feed(decoder, state, tokens, cuts)
         got = torch.autograd.grad((logits * weigh).sum(), (embedding, *learned.values()), allow_unused=True)
