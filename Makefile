@@ -21,8 +21,9 @@ ARGS ?=
 serve: .venv/.server model
 	$(BIN)/palimpsest-server serve $(ARGS)
 
+# A process for each core, at most four, each with one thread: the models of the tests are small.
 test: .venv/.developer model redis
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 check: .venv/.developer
 	$(BIN)/ruff check .

@@ -19,6 +19,8 @@ from bench.server_output import ServerOutput
 
 PATIENCE = 60.0
 """Seconds after which something that should have happened has failed."""
+_ANSWER_SECONDS = 240.0
+"""How long a request may take: one of a hundred thousand tokens, beside others, on a slow machine."""
 _PREFIX = "PALIMPSEST_"
 _DYING_SECONDS = 10.0
 
@@ -112,7 +114,7 @@ class ServerProcess:
 
     def client(self, *, retries: int = 0) -> Client:
         """A client of it; each life has another address."""
-        return Client(self.url, timeout=PATIENCE, retries=retries)
+        return Client(self.url, timeout=_ANSWER_SECONDS, retries=retries)
 
     def launch(self) -> None:
         """Start, and return at once."""

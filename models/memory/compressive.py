@@ -17,8 +17,9 @@ from models.attention import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
-from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.state import MemoryState, Spec, TensorSpec
+from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory, Report
+from models.memory.fifo import Fifo
+from models.state import MemoryState, Spec
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Compressive(Memory):
         super().__init__(config)
         self._layers = config.memory_layers(model)
         self._heads, self._size, self._dtype = model.num_kv_heads, model.head_dim, dtype
-        self._hidden = config.sinks // config.rate
-        """Groups of sinks alone: they come first, and are never seen."""
+        self._queue = Fifo(
+            "compressed", self._layers, self._heads, config.entries, rate=config.rate, sinks=config.sinks
+        )
         if config.compression == "conv":
             shape = (len(self._layers), self._heads, config.rate, self._size, self._size)
             mean = torch.eye(self._size, dtype=wide(dtype)) / config.rate
@@ -79,55 +81,39 @@ class Compressive(Memory):
 
     def spec(self) -> Spec:
         """Keys without rotation and values, (layers, K, n_cm, d) each."""
-        entries = TensorSpec((len(self._layers), self._heads, self.config.entries, self._size), self._dtype)
-        return {"compressed_keys": entries, "compressed_values": entries}
+        return self._queue.spec(self._size, self._dtype)
 
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The filled entries; they are filled from the front."""
         if layer not in self._layers:
             return None
-        filled = [self._filled(folded) for folded in asked.folded]
+        filled = [self._queue.filled(folded) for folded in asked.folded]
         if not any(filled):
             return None
-        index, used = self._layers[layer], slice(0, max(filled))
         visible = None
         if min(filled) < max(filled):
             places = torch.arange(max(filled), device=state.device)
             seen = places < torch.tensor(filled, device=state.device)[:, None]  # (B, C)
             visible = seen[:, None].expand(-1, self._heads, -1)
-        return Far(
-            heads=list(range(self._heads)),
-            keys=state.read("compressed_keys", index, slice(None), used),
-            values=state.read("compressed_values", index, slice(None), used),
-            visible=visible,
-        )
+        keys, values = self._queue.read(self._layers[layer], state, max(filled))
+        return Far(heads=list(range(self._heads)), keys=keys, values=values, visible=visible)
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Compress the segment; its groups take the places of the oldest."""
         if layer not in self._layers:
             return
-        index, rate = self._layers[layer], self.config.rate
+        index = self._layers[layer]
         keys = self._compress(index, "key", evicted.keys, evicted.counted)  # (B, K, S/c, d)
         values = self._compress(index, "value", evicted.values, evicted.counted)
         if not self.config.task_gradient:
             keys, values = keys.detach(), values.detach()
-        # Counted from the first group that is seen: those before it (-hidden ... -1) land where nobody looks yet.
-        number = evicted.starts[:, None] // rate - self._hidden + torch.arange(keys.shape[2], device=keys.device)
-        places = number % self.config.entries
-        state.write_at("compressed_keys", index, places, keys.to(self._dtype))
-        state.write_at("compressed_values", index, places, values.to(self._dtype))
+        self._queue.push(index, state, evicted.starts, keys.to(self._dtype), values.to(self._dtype))
         if self.losses is not None and evicted.queries is not None and self.config.compression == "conv":
             self.losses.append(self._reconstruction(index, evicted, evicted.queries))
 
     def report(self, state: MemoryState) -> Report:
         """Entries in use by layer."""
-        filled = self._filled(self.config.evicted(state.positions[0]))
-        heads = tuple(range(self._heads))
-        used = filled * self._heads
-        return Report(tuple(LayerReport(layer, heads, self.config.entries, used) for layer in self._layers))
-
-    def _filled(self, folded: int) -> int:
-        return min(self.config.entries, max(0, folded // self.config.rate - self._hidden))
+        return self._queue.report(self.config.evicted(state.positions[0]))
 
     def _compress(self, index: int, name: Literal["key", "value"], x: Tensor, counted: Tensor) -> Tensor:
         """x (B, K, S, d) to (B, K, S/c, d), wide. Sinks are left out; a group of sinks alone gives zeros."""

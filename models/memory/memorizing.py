@@ -23,8 +23,9 @@ from models.attention import Asked, Beside, Far
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
-from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.state import MemoryState, Spec, TensorSpec
+from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory, Report
+from models.memory.fifo import Fifo
+from models.state import MemoryState, Spec
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Memorizing(Memory):
         super().__init__(config)
         self._layers = config.memory_layers(model)
         self._heads, self._size, self._dtype = model.num_kv_heads, model.head_dim, dtype
+        self._queue = Fifo("memorized", self._layers, self._heads, config.entries, sinks=config.sinks)
         self._learned = config.gate == "learned"
         if self._learned:
             shape = (len(self._layers), model.num_heads)
@@ -74,19 +76,18 @@ class Memorizing(Memory):
 
     def spec(self) -> Spec:
         """Keys without rotation (normalised for the learned gate) and values, (layers, K, M, d) each."""
-        entries = TensorSpec((len(self._layers), self._heads, self.config.entries, self._size), self._dtype)
-        return {"memorized_keys": entries, "memorized_values": entries}
+        return self._queue.spec(self._size, self._dtype)
 
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """Attention to the k nearest of the filled entries; they are filled from the front."""
         if layer not in self._layers:
             return None
-        filled = [self._filled(folded) for folded in asked.folded]
+        filled = [self._queue.filled(folded) for folded in asked.folded]
         if not any(filled):
             return None
-        index, used = self._layers[layer], slice(0, max(filled))
-        keys = state.read("memorized_keys", index, slice(None), used).to(wide(self._dtype))  # (B, K, C, d)
-        values = state.read("memorized_values", index, slice(None), used)
+        index = self._layers[layer]
+        keys, values = self._queue.read(index, state, max(filled))  # (B, K, C, d)
+        keys = keys.to(wide(self._dtype))
         counts = None if min(filled) == max(filled) else torch.tensor(filled, device=keys.device)
         query = self._query(index, asked)  # (B, K, G, t, d)
         rows = max(1, _SCORES // (query[..., 0, 0].numel() * max(filled)))
@@ -104,25 +105,14 @@ class Memorizing(Memory):
         """The segment takes the places of the oldest entries. No gradient passes: memories are constants (section 3.2)."""
         if layer not in self._layers:
             return
-        index, segment = self._layers[layer], self.config.segment
         keys = evicted.keys.detach()
         if self._learned:
             keys = F.normalize(keys, dim=-1)
-        # Counted from the first token that is kept: the sinks (-sinks ... -1) land where nobody looks yet.
-        number = evicted.starts[:, None] - self.config.sinks + torch.arange(segment, device=keys.device)
-        places = number % self.config.entries
-        state.write_at("memorized_keys", index, places, keys.to(self._dtype))
-        state.write_at("memorized_values", index, places, evicted.values.detach())
+        self._queue.push(self._layers[layer], state, evicted.starts, keys.to(self._dtype), evicted.values.detach())
 
     def report(self, state: MemoryState) -> Report:
         """Entries in use by layer."""
-        filled = self._filled(self.config.evicted(state.positions[0]))
-        heads = tuple(range(self._heads))
-        used = filled * self._heads
-        return Report(tuple(LayerReport(layer, heads, self.config.entries, used) for layer in self._layers))
-
-    def _filled(self, folded: int) -> int:
-        return min(self.config.entries, max(0, folded - self.config.sinks))
+        return self._queue.report(self.config.evicted(state.positions[0]))
 
     def _query(self, index: int, asked: Asked) -> Tensor:
         """What is multiplied with keys to give scores, (B, K, G, t, d) wide."""

@@ -13,20 +13,14 @@ from typing import Any, Literal
 import pytest
 
 from bench.redis_process import RedisClusterProcesses, RedisProcess
-from server.store.base import (
-    Finish,
-    GenerationRecord,
-    JournalEntry,
-    Lease,
-    OperationRecord,
-    SessionRecord,
-    Store,
-)
+from server.store.base import Finish, GenerationRecord, JournalEntry, Lease, OperationRecord, SessionRecord, Store
 from server.store.embedded import EmbeddedStore
 from server.store.redis import RedisOptions, RedisStore
 from server.store.sealing import EncryptingSealer, PlainSealer, Sealer
 
 OPERATION_TTL_SECONDS = 3_600
+PATIENCE = 10.0
+"""Seconds that Redis may take where a test is not about that: machines that run tests are busy."""
 
 
 @dataclass
@@ -171,7 +165,7 @@ class Bench:
             )
 
         return RedisStore(
-            RedisOptions(self.url, prefix=self.prefix),
+            RedisOptions(self.url, prefix=self.prefix, timeout_seconds=PATIENCE),
             sealer=sealer or PlainSealer(),
             clock=self.clock,
             operation_ttl_seconds=OPERATION_TTL_SECONDS,
@@ -236,6 +230,15 @@ async def store(another: OpenAnother) -> AsyncIterator[Store]:
 async def other(another: OpenAnother) -> AsyncIterator[Store]:
     """As another server would have it open."""
     store = another()
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def embedded(folder: Path, clock: Clock) -> AsyncIterator[EmbeddedStore]:
+    """With the settings it has when nobody says otherwise."""
+    store = EmbeddedStore(folder, clock=clock)
     await store.open()
     yield store
     await store.close()
