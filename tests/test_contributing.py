@@ -12,6 +12,7 @@ import torch
 from models.memory.base import Mechanism
 from models.transformer import Decoder, Weights
 from models.weights.checkpoint import load_checkpoint
+from tests.models.memories import Row
 from tests.models.references.window import Reference
 from tests.models.sessions import random_tokens, read
 
@@ -40,7 +41,10 @@ def test_the_example_equals_its_reference_however_the_text_is_cut(
     tokens = random_tokens(decoder, 120)
     with torch.no_grad():
         if not layers:
-            expected = example["MeanReference"](checkpoint.config, tensors, config).read(tokens)
+            row = Row(config, example["MeanReference"])
+            expected = row.reference(checkpoint.config, tensors, row.config, dict(memory.named_parameters())).read(
+                tokens
+            )
             assert (read(decoder, tokens)[0] - expected).abs().max() < 1e-8
         whole = read(decoder, tokens)[0]
         assert (read(decoder, tokens, (7, 50, 1))[0] - whole).abs().max() < 1e-8

@@ -68,13 +68,13 @@ def test_every_course_of_the_matrix_can_be_built_and_has_a_name_of_its_own_and_i
 
 def test_a_course_is_taken_and_examined_at_every_length() -> None:
     rows = take(TINY)
-    assert [(row["length"], row["folds"]) for row in rows] == [(12, 0), (20, 2)]
+    assert [(one["length"], one["folds"]) for one in rows] == [(12, 0), (20, 2)]
     for found in rows:
         assert found["steps"] == 2
         assert found["state_bytes"] == TINY.build().empty_state().nbytes
         assert 0 <= found["accuracy"] <= 1
     again = take(TINY)
-    assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in rows]
+    assert [one | {"seconds": 0} for one in again] == [one | {"seconds": 0} for one in rows]
 
 
 def test_a_course_may_have_a_training_before_and_rates_that_its_control_has_not() -> None:
@@ -92,13 +92,13 @@ def test_courses_run_in_processes_of_their_own_and_each_row_stands_beside_its_co
     results = Results(path, courses)
     run(list(courses), results, 1, Console(quiet=True))
     rows = json.loads(path.read_text(encoding="utf-8"))
-    assert [(row["mechanism"], row["length"]) for row in rows] == [
+    assert [(one["mechanism"], one["length"]) for one in rows] == [
         ("window", 12),
         ("window", 20),
         ("infini", 12),
         ("infini", 20),
     ]
-    assert [row["window_only"] for row in rows] == [rows[place]["accuracy"] for place in (0, 1, 0, 1)]
+    assert [one["window_only"] for one in rows] == [rows[place]["accuracy"] for place in (0, 1, 0, 1)]
     assert all(Results(path, courses).has(course) for course in courses)
 
 
@@ -110,7 +110,7 @@ def test_what_was_taken_is_replaced_and_only_with_all_its_lengths_and_its_seed_c
     assert results.has(TINY)
     results.add(TINY, [row(12, 0.75)])
     again = Results(path, with_controls((TINY,)))
-    assert [row["accuracy"] for row in again.rows] == [0.75]
+    assert [one["accuracy"] for one in again.rows] == [0.75]
     assert again.rows[0]["window_only"] is None, "the control was not taken yet"
     assert not again.has(TINY)
     assert not again.has(replace(TINY, lengths=(12,), train=replace(TINY.train, seed=4)))

@@ -11,8 +11,9 @@ import torch
 
 from models.adapter import save_adapter
 from models.config import MemoryConfig
-from models.load import Offer
+from models.load import Offer, weights_of
 from models.memory import MECHANISMS
+from models.transformer import Decoder
 from models.weights.checkpoint import Checkpoint
 from tests.models.memories import ROWS
 from tests.models.sessions import open_memory
@@ -28,7 +29,7 @@ def small_config(memory: str) -> MemoryConfig:
 
 def every_memory(model: Path, checkpoint: Checkpoint, folder: Path) -> list[Offer]:
     """An offer of each. Those that learn have an adapter in `folder` with which the memory has a large say."""
-    offers = []
+    offers, weights = [], weights_of(checkpoint)
     for name, mechanism in MECHANISMS.items():
         config = small_config(name)
         memory = mechanism.build(checkpoint.config, config, torch.float32)
@@ -36,7 +37,7 @@ def every_memory(model: Path, checkpoint: Checkpoint, folder: Path) -> list[Offe
         if memory.state_dict():
             open_memory(memory)
             adapter = folder / f"{name}.safetensors"
-            save_adapter(adapter, memory, name, checkpoint.fingerprint)
+            save_adapter(adapter, Decoder(weights, memory), name, checkpoint.fingerprint)
         offers.append(Offer(str(model), name, asdict(config), adapter=adapter))
     return offers
 

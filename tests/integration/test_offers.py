@@ -17,6 +17,7 @@ from palimpsest import Client, GenerationCompleted, GenerationDelta, InvalidRequ
 from bench.server_process import ServerProcess
 from models.load import LoadedModel, Offer, load_offers
 from models.memory import MECHANISMS
+from models.state import spec_nbytes
 from models.weights.checkpoint import load_checkpoint
 from tests.integration.conftest import server_in
 from tests.integration.continuing import assert_alike
@@ -134,7 +135,7 @@ def test_every_memory_is_listed_with_its_size(
         with server.client() as client:
             [model] = client.models()
             sizes = {offered.memory: offered.state_bytes for offered in model.memories}
-            expected = sum(tensor.nbytes for tensor in loaded[model.id, memory].kind.spec.values())
+            expected = spec_nbytes(loaded[model.id, memory].kind.spec)
             assert sizes[memory] == expected
             assert client.sessions.create(memory=memory).info.state_bytes == expected
             assert client.sessions.create().info.memory == model.memory == model.memories[0].memory

@@ -1,4 +1,4 @@
-"""The tiny model's checkpoint, in float32."""
+"""The tiny model's checkpoint, in float32, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.tokenizer import Tokenizer, TokenizerSource
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 
 
@@ -15,6 +16,16 @@ from models.weights.checkpoint import Checkpoint, load_checkpoint
 def checkpoint(tiny_model: Path) -> Checkpoint:
     """Loaded once: a checkpoint is never written to."""
     return load_checkpoint(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_source(checkpoint: Checkpoint) -> TokenizerSource:
+    return checkpoint.tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_source: TokenizerSource) -> Tokenizer:
+    return Tokenizer.of(tokenizer_source)
 
 
 @pytest.fixture(scope="session", autouse=True)

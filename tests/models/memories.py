@@ -1,14 +1,14 @@
-"""One row for each variant of each mechanism: the tests of test_exactness.py and test_invariants.py run over all of them."""
+"""One row for each variant of each mechanism: test_exactness.py and test_invariants.py in `memory` run over all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import pytest
 
-from models.config import MemoryConfig, ModelConfig
+from models.config import MemoryConfig
 from models.memory.compressive import CompressiveConfig
 from models.memory.continuous import ContinuousConfig
 from models.memory.feedback import FeedbackConfig
@@ -25,9 +25,6 @@ from tests.models.references.transformer_xl import TransformerXLReference
 from tests.models.references.window import Reference
 from tests.models.sessions import slots_config, window_config
 
-MakeReference = Callable[[ModelConfig, Mapping[str, Tensor], Any, Mapping[str, Tensor]], Reference]
-"""From the model's configuration and weights, the memory's configuration, and its learned parameters by name."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -37,8 +34,13 @@ class Row:
     """
 
     config: MemoryConfig
-    reference: MakeReference
+    reference: type[Reference]
     differentiable: bool = True
+
+
+def each(rows: Mapping[str, Row]) -> pytest.MarkDecorator:
+    """Run a test, which takes a `row`, once for each of them."""
+    return pytest.mark.parametrize("row", rows.values(), ids=rows.keys())
 
 
 def infini_config(**changes: Any) -> InfiniConfig:
@@ -53,13 +55,9 @@ def continuous_config(**changes: Any) -> ContinuousConfig:
 
 
 ROWS: Mapping[str, Row] = {
-    "window": Row(window_config(), lambda model, weights, config, _: Reference(model, weights, config)),
-    "window without sinks": Row(
-        window_config(sinks=0), lambda model, weights, config, _: Reference(model, weights, config)
-    ),
-    "transformer_xl": Row(
-        TransformerXLConfig(32, 16), lambda model, weights, config, _: TransformerXLReference(model, weights, config)
-    ),
+    "window": Row(window_config(), Reference),
+    "window without sinks": Row(window_config(sinks=0), Reference),
+    "transformer_xl": Row(TransformerXLConfig(32, 16), TransformerXLReference),
     "compressive, mean": Row(CompressiveConfig(32, 16, 4, entries=17), CompressiveReference),
     "compressive, max": Row(CompressiveConfig(32, 16, 0, compression="max", entries=400), CompressiveReference),
     "compressive, conv": Row(
@@ -72,11 +70,7 @@ ROWS: Mapping[str, Row] = {
     "memorizing, learned": Row(
         MemorizingConfig(32, 16, 3, layers=(1, 2), entries=66, top_k=7, gate="learned"), MemorizingReference
     ),
-    "slots": Row(
-        slots_config(),
-        lambda model, weights, config, _: SlotsReference(model, weights, config),
-        differentiable=False,
-    ),
+    "slots": Row(slots_config(), SlotsReference, differentiable=False),
     "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
     "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
@@ -85,6 +79,7 @@ ROWS: Mapping[str, Row] = {
     "infini delta, normalised, a segment of sinks": Row(
         infini_config(rule="delta", normalised=True, sinks=16), InfiniReference
     ),
+    "infini delta, own projections": Row(infini_config(rule="delta", layers=(1, 2), projections=True), InfiniReference),
     "infini gated delta": Row(infini_config(rule="gated_delta", decay_init=0.02), InfiniReference),
     "continuous": Row(continuous_config(), ContinuousReference),
     "continuous in two layers, a segment of sinks": Row(

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from models.adapter import save_adapter
-from models.calibration import Calibration, read_layers
 from models.errors import ConfigError
 from models.load import LoadedModel, Offer, load_offers
 from models.memory.infini import InfiniConfig
@@ -22,7 +21,7 @@ def trained(checkpoint: Checkpoint, path: Path, model: str | None = None, **opti
     config = InfiniConfig(**{"window": 32, "segment": 16, "layers": (1, 3), **options})  # type: ignore[arg-type]
     decoder = build(checkpoint, config)
     open_memory(decoder.memory)
-    save_adapter(path, decoder.memory, "infini", model or checkpoint.fingerprint)
+    save_adapter(path, decoder, "infini", model or checkpoint.fingerprint)
     return config
 
 
@@ -77,18 +76,3 @@ def test_settings_that_the_parameters_do_not_fit_are_refused(
     trained(checkpoint, tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="does not fit the memory's settings"):
         loaded(tiny_model, tmp_path / "a.safetensors", layers=[0, 1, 2])
-
-
-def test_pairs_of_one_model_share_its_weights(tiny_model: Path) -> None:
-    small = {"window": 32, "segment": 16}
-    both = load_offers([Offer(str(tiny_model), name, small) for name in ("window", "infini")], dtype=torch.float32)
-    window, infini = (both[str(tiny_model), name].decoder for name in ("window", "infini"))
-    assert window.weights is infini.weights
-
-
-def test_whole_layer_memories_lie_where_a_calibrated_model_retrieves(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    heads = tuple((layer, 0, 1 / (1 + layer)) for layer in (9, 2, 7, 2, 5, 3, 4, 1, 8, 6, 0))
-    path = tmp_path / "calibration.json"
-    Calibration("model", checkpoint.fingerprint, heads, 4, {}).write(path)
-    assert read_layers(checkpoint.fingerprint, path) == (1, 2, 3, 4, 5, 7, 8, 9)
-    assert read_layers(checkpoint.fingerprint) == ()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.calibration import Calibration, read_calibration, read_heads
+from models.calibration import Calibration, read_calibration, read_heads, read_layers
 from models.errors import ConfigError
 
 CALIBRATION = Calibration(
@@ -91,3 +91,11 @@ def test_a_file_of_anything_else_is_refused_by_name(tmp_path: Path, content: byt
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"heads\.json"):
         read_heads("f" * 32, path)
+
+
+def test_whole_layer_memories_lie_where_a_calibrated_model_retrieves(tmp_path: Path) -> None:
+    heads = tuple((layer, 0, 1 / (1 + layer)) for layer in (9, 2, 7, 2, 5, 3, 4, 1, 8, 6, 0))
+    path = tmp_path / "calibration.json"
+    Calibration("model", "f" * 32, heads, 4, {}).write(path)
+    assert read_layers("f" * 32, path) == (1, 2, 3, 4, 5, 7, 8, 9)
+    assert read_layers("f" * 32) == ()

@@ -10,7 +10,7 @@ import torch
 from models.calibration import Calibration
 from models.codec import decode_state, encode_state
 from models.errors import CheckpointError, ConfigError, StateError
-from models.load import assemble, load_model, memory_config
+from models.load import Offer, assemble, load_model, load_offers, memory_config
 from models.memory.slots import SlotsConfig
 from models.weights.checkpoint import Checkpoint
 from tests.models.sessions import slots_config, window_config
@@ -91,3 +91,9 @@ def test_a_state_fits_only_the_kind_of_memory_that_made_it(checkpoint: Checkpoin
     for config, memory in ((window_config(sinks=3), "window"), (slots_config(), "slots")):
         with pytest.raises(StateError, match="another memory configuration"):
             decode_state(saved, assemble(checkpoint, config, memory).kind)
+
+
+def test_pairs_of_one_model_share_its_weights(tiny_model: Path) -> None:
+    both = load_offers([Offer(str(tiny_model), name, SMALL) for name in ("window", "infini")], dtype=torch.float32)
+    window, infini = (both[str(tiny_model), name].decoder for name in ("window", "infini"))
+    assert window.weights is infini.weights

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,12 +7,6 @@ from hypothesis import strategies as st
 from models.errors import TokenizerError
 from models.text_stream import TextStream
 from models.tokenizer import Tokenizer
-from models.weights.checkpoint import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> Tokenizer:
-    return Tokenizer.of(load_checkpoint(str(tiny_model)).tokenizer)
 
 
 def _run(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, bool, list[str]]:

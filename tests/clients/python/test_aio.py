@@ -22,6 +22,8 @@ from palimpsest import (
     Unavailable,
 )
 
+from tests.clients.python.script import Failure
+
 
 @pytest.fixture
 async def client(server: Any) -> AsyncIterator[AsyncClient]:
@@ -53,30 +55,30 @@ async def test_sessions(client: AsyncClient, script: Any) -> None:
     assert (await made[1].memory()).folds == 2
 
 
-async def test_append_is_applied_once_behind_broken_connections(client: AsyncClient, script: Any, failure: Any) -> None:
+async def test_append_is_applied_once_behind_broken_connections(client: AsyncClient, script: Any) -> None:
     session = await client.sessions.create()
-    script.failures.extend([failure("append", drop=True), failure("append")])
+    script.failures.extend([Failure("append", drop=True), Failure("append")])
     assert (await session.append("once")).position == 4
     assert script.texts[session.id] == "once"
 
 
 async def test_what_was_done_behind_a_broken_connection_is_done_once(
-    client: AsyncClient, script: Any, failure: Any, tmp_path: Path
+    client: AsyncClient, script: Any, tmp_path: Path
 ) -> None:
-    script.failures.extend([failure("create", drop=True), failure("generate", drop=True), failure("fork", drop=True)])
+    script.failures.extend([Failure("create", drop=True), Failure("generate", drop=True), Failure("fork", drop=True)])
     session = await client.sessions.create(metadata={"name": "moby"})
     assert (await session.generate("x")).text == "echo: x "
     child = await session.fork()
     file = tmp_path / "session"
-    script.failures.append(failure("export", drop=True))
+    script.failures.append(Failure("export", drop=True))
     await child.export_to(file)
     assert file.read_bytes() == await session.export()
-    script.failures.append(failure("import", drop=True))
+    script.failures.append(Failure("import", drop=True))
     made = [await client.import_session(source) for source in (file, file.read_bytes())]
     assert list(script.sessions) == [session.id, child.id, *(one.id for one in made)]
     assert list(script.texts.values()) == ["x"] * 4
     assert len(script.generations) == 1
-    script.failures.extend([failure("export", drop=True)] * 3)
+    script.failures.extend([Failure("export", drop=True)] * 3)
     with pytest.raises(ConnectionFailed):
         await child.export_to(file)
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == [file]
@@ -115,11 +117,11 @@ async def test_append_stream(client: AsyncClient, script: Any, make: Any) -> Non
     assert script.texts[session.id] == "012"
 
 
-async def test_a_seekable_file_is_sent_again(client: AsyncClient, script: Any, failure: Any) -> None:
+async def test_a_seekable_file_is_sent_again(client: AsyncClient, script: Any) -> None:
     session = await client.sessions.create()
-    script.failures.append(failure("append"))
+    script.failures.append(Failure("append"))
     await session.append_stream(io.BytesIO(b"abc"))
-    script.failures.append(failure("append"))
+    script.failures.append(Failure("append"))
     with pytest.raises(Unavailable):
         await session.append_stream(numbers())
     assert script.texts[session.id] == "abc"

@@ -15,6 +15,8 @@ import pytest
 from palimpsest.cli.app import build
 from typer.testing import CliRunner, Result
 
+from tests.clients.python.script import Failure
+
 PIECE = 16 * 1024
 TEXT = "".join(f"Zeile {number}: ein Wal 🐋 in der Tiefe\r\n" for number in range(3000))
 """About seven pieces; characters of one to four bytes cross the borders of every block."""
@@ -60,10 +62,10 @@ def test_it_is_sent_in_pieces_with_operations_made_of_text_and_offset(server: An
     assert [int(op_id.rpartition("-")[2]) for op_id in operations] == list(range(0, len(TEXT), PIECE))
 
 
-def test_a_broken_run_goes_on_where_it_stopped(server: Any, script: Any, book: Path, failure: Any) -> None:
+def test_a_broken_run_goes_on_where_it_stopped(server: Any, script: Any, book: Path) -> None:
     session_id = script.add()["id"]
-    script.failures.extend([failure("append", drop=True), failure("append", drop=True)])
-    script.failures.append(failure("append", status=422, code="invalid_request"))
+    script.failures.extend([Failure("append", drop=True), Failure("append", drop=True)])
+    script.failures.append(Failure("append", status=422, code="invalid_request"))
     broken = run(server, "ingest", str(book), "--session", session_id)
     assert broken.exit_code == 1
     assert script.texts[session_id] == TEXT[:PIECE]
@@ -73,7 +75,7 @@ def test_a_broken_run_goes_on_where_it_stopped(server: Any, script: Any, book: P
 
 
 def test_a_resumed_run_sends_only_what_is_missing(
-    server: Any, script: Any, book: Path, failure: Any, monkeypatch: pytest.MonkeyPatch
+    server: Any, script: Any, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session_id = script.add()["id"]
     whole = script.append
@@ -83,7 +85,7 @@ def test_a_resumed_run_sends_only_what_is_missing(
         nonlocal taken
         taken += 1
         if taken == 3:
-            script.failures.append(failure("append", status=422, code="invalid_request"))
+            script.failures.append(Failure("append", status=422, code="invalid_request"))
         return dict(whole(session, text, op_id))
 
     monkeypatch.setattr(script, "append", until_the_third)
@@ -139,18 +141,18 @@ def test_it_waits_for_a_server_that_restarts(server: Any, script: Any, book: Pat
     assert script.texts[session_id] == TEXT
 
 
-def test_patience_ends_with_the_way_to_go_on(server: Any, script: Any, book: Path, failure: Any) -> None:
+def test_patience_ends_with_the_way_to_go_on(server: Any, script: Any, book: Path) -> None:
     session_id = script.add()["id"]
-    script.failures.extend([failure("append")] * 50)
+    script.failures.extend([Failure("append")] * 50)
     result = run(server, "ingest", str(book), "--session", session_id, "--patience", "0.5")
     assert result.exit_code == 1
     assert "Go on with: palimpsest ingest" in result.stderr
     assert len(script.failures) < 50
 
 
-def test_interrupted_it_says_how_to_go_on(server: Any, script: Any, book: Path, failure: Any) -> None:
+def test_interrupted_it_says_how_to_go_on(server: Any, script: Any, book: Path) -> None:
     session_id = script.add()["id"]
-    script.failures.extend([failure("append")] * 1000)
+    script.failures.extend([Failure("append")] * 1000)
     # A shell that runs the tests in the background has its children ignore SIGINT.
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     command = [sys.executable, "-c", heeding + "from palimpsest.cli import main; main()"]

@@ -27,6 +27,8 @@ from palimpsest import (
     UnexpectedAnswer,
 )
 
+from tests.clients.python.script import Failure
+
 
 @pytest.fixture
 def client(server: Any) -> Iterator[Client]:
@@ -99,9 +101,9 @@ def test_text_and_messages_exclude_each_other(client: Client, script: Any) -> No
     assert script.texts[session.id] == ""
 
 
-def test_an_append_is_repeated_with_the_same_operation_after_503(client: Client, script: Any, failure: Any) -> None:
+def test_an_append_is_repeated_with_the_same_operation_after_503(client: Client, script: Any) -> None:
     session = client.sessions.create()
-    script.failures.extend([failure("append"), failure("append", code="store_unavailable")])
+    script.failures.extend([Failure("append"), Failure("append", code="store_unavailable")])
     assert session.append("once").position == 4
     sent = [op_id for verb, op_id in script.requests if verb == "append"]
     assert len(sent) == 3
@@ -109,19 +111,17 @@ def test_an_append_is_repeated_with_the_same_operation_after_503(client: Client,
     assert sent[0]
 
 
-def test_retries_end(client: Client, script: Any, failure: Any) -> None:
+def test_retries_end(client: Client, script: Any) -> None:
     session = client.sessions.create()
-    script.failures.extend([failure("append")] * 3)
+    script.failures.extend([Failure("append")] * 3)
     with pytest.raises(Unavailable, match="scripted"):
         session.append("once")
     assert script.texts[session.id] == ""
 
 
-def test_an_append_applied_behind_a_broken_connection_is_applied_once(
-    client: Client, script: Any, failure: Any
-) -> None:
+def test_an_append_applied_behind_a_broken_connection_is_applied_once(client: Client, script: Any) -> None:
     session = client.sessions.create()
-    script.failures.append(failure("append", drop=True))
+    script.failures.append(Failure("append", drop=True))
     assert session.append("once").position == 4
     assert script.texts[session.id] == "once"
     assert len([verb for verb, _ in script.requests if verb == "append"]) == 2
@@ -134,15 +134,15 @@ def test_two_appends_of_the_same_text_are_two(client: Client, script: Any) -> No
     assert script.texts[session.id] == "haha"
 
 
-def test_retry_after_is_waited_for(client: Client, script: Any, failure: Any) -> None:
-    script.failures.append(failure("version", headers={"retry-after": "0.7"}))
+def test_retry_after_is_waited_for(client: Client, script: Any) -> None:
+    script.failures.append(Failure("version", headers={"retry-after": "0.7"}))
     began = time.monotonic()
     client.version()
     assert time.monotonic() - began >= 0.7
 
 
-def test_a_retry_after_beyond_patience_is_raised_at_once(client: Client, script: Any, failure: Any) -> None:
-    script.failures.append(failure("version", status=429, headers={"retry-after": "3600"}))
+def test_a_retry_after_beyond_patience_is_raised_at_once(client: Client, script: Any) -> None:
+    script.failures.append(Failure("version", status=429, headers={"retry-after": "3600"}))
     with pytest.raises(RateLimited) as caught:
         client.version()
     assert caught.value.retry_after == 3600
@@ -162,10 +162,10 @@ def test_a_retry_after_beyond_patience_is_raised_at_once(client: Client, script:
     ],
 )
 def test_a_generation_is_repeated_as_the_same_operation(
-    client: Client, script: Any, failure: Any, code: str, status: int, tries: int
+    client: Client, script: Any, code: str, status: int, tries: int
 ) -> None:
     session = client.sessions.create()
-    script.failures.append(failure("generate", status=status, code=code))
+    script.failures.append(Failure("generate", status=status, code=code))
     if tries == 1:
         with pytest.raises(ApiError):
             session.generate("x")
@@ -179,23 +179,23 @@ def test_a_generation_is_repeated_as_the_same_operation(
 
 @pytest.mark.parametrize("verb", ["update", "delete"])
 def test_what_carries_no_operation_is_not_repeated_after_it_may_have_been_done(
-    client: Client, script: Any, failure: Any, verb: str
+    client: Client, script: Any, verb: str
 ) -> None:
     session = client.sessions.create()
-    script.failures.append(failure("patch" if verb == "update" else verb, code="worker_lost"))
+    script.failures.append(Failure("patch" if verb == "update" else verb, code="worker_lost"))
     with pytest.raises(Unavailable):
         client.sessions.delete(session.id) if verb == "delete" else client.sessions.update(session.id, metadata={})
     assert len(script.requests) == 2
 
 
-def test_what_was_done_behind_a_broken_connection_is_done_once(client: Client, script: Any, failure: Any) -> None:
-    script.failures.extend([failure("create", drop=True), failure("generate", drop=True)])
+def test_what_was_done_behind_a_broken_connection_is_done_once(client: Client, script: Any) -> None:
+    script.failures.extend([Failure("create", drop=True), Failure("generate", drop=True)])
     session = client.sessions.create(system="Be brief.")
     assert session.generate("x").text == "echo: x "
     assert len(script.generations) == 1
-    script.failures.append(failure("fork", drop=True))
+    script.failures.append(Failure("fork", drop=True))
     child = session.fork()
-    script.failures.append(failure("import", drop=True))
+    script.failures.append(Failure("import", drop=True))
     made = client.import_session(session.export())
     assert list(script.sessions) == [session.id, child.id, made.id]
     assert list(script.texts.values()) == ["system: Be brief.x"] * 3
@@ -235,16 +235,14 @@ def test_an_export_comes_back_as_another_session(client: Client, script: Any, tm
         assert script.sessions[made.id]["ttl"] == "60"
 
 
-def test_an_export_that_breaks_off_begins_again_or_leaves_the_file(
-    client: Client, script: Any, failure: Any, tmp_path: Path
-) -> None:
+def test_an_export_that_breaks_off_begins_again_or_leaves_the_file(client: Client, script: Any, tmp_path: Path) -> None:
     session = client.sessions.create()
     session.append("whale")
     file = tmp_path / "session.palimpsest"
-    script.failures.append(failure("export", drop=True))
+    script.failures.append(Failure("export", drop=True))
     session.export_to(file)
     whole = file.read_bytes()
-    script.failures.extend([failure("export", drop=True)] * 3)
+    script.failures.extend([Failure("export", drop=True)] * 3)
     with pytest.raises(ConnectionFailed):
         session.export_to(file)
     assert file.read_bytes() == whole == session.export()
@@ -302,8 +300,8 @@ def test_a_stale_etag_is_refused_by_whatever_changes_the_session(client: Client,
         (599, ServerFault),
     ],
 )
-def test_statuses_have_classes(server: Any, script: Any, failure: Any, status: int, kind: type[ApiError]) -> None:
-    script.failures.append(failure("version", status=status, code="c"))
+def test_statuses_have_classes(server: Any, script: Any, status: int, kind: type[ApiError]) -> None:
+    script.failures.append(Failure("version", status=status, code="c"))
     with Client(server.url, retries=0) as client, pytest.raises(ApiError) as caught:
         client.version()
     assert type(caught.value) is kind
@@ -335,12 +333,12 @@ def test_an_answer_that_is_not_ours_says_so(server: Any) -> None:
         client.version()
 
 
-def test_a_file_is_streamed_and_sent_again_from_where_it_stood(client: Client, script: Any, failure: Any) -> None:
+def test_a_file_is_streamed_and_sent_again_from_where_it_stood(client: Client, script: Any) -> None:
     session = client.sessions.create()
     text = "ä🐋\r\n" * 30_000
     file = io.BytesIO(b"skip" + text.encode())
     file.seek(4)
-    script.failures.append(failure("append"))
+    script.failures.append(Failure("append"))
     assert session.append_stream(file).tokens == len(text)
     assert script.texts[session.id] == text
 
@@ -352,9 +350,9 @@ def test_what_append_stream_takes(client: Client, script: Any, source: Any) -> N
     assert script.texts[session.id] == "aü"
 
 
-def test_an_iterator_is_sent_once_only(client: Client, script: Any, failure: Any) -> None:
+def test_an_iterator_is_sent_once_only(client: Client, script: Any) -> None:
     session = client.sessions.create()
-    script.failures.append(failure("append"))
+    script.failures.append(Failure("append"))
     with pytest.raises(Unavailable):
         session.append_stream(iter(["a", "b"]))
     assert len([verb for verb, _ in script.requests if verb == "append"]) == 1

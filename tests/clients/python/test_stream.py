@@ -20,6 +20,8 @@ from palimpsest import (
 )
 from palimpsest.session import SessionHandle
 
+from tests.clients.python.script import Failure
+
 
 def eventually(holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 5
@@ -72,9 +74,9 @@ def test_a_stream_that_breaks_goes_on_where_it_stood(
     assert script.told == ([("gen_1", after - 1)] if after else [])
 
 
-def test_the_budget_is_for_failures_in_a_row(session: SessionHandle, script: Any, failure: Any) -> None:
+def test_the_budget_is_for_failures_in_a_row(session: SessionHandle, script: Any) -> None:
     script.endings.extend([("cut", 1)] * 5)
-    script.failures.extend([failure("resume", code="session_held")])
+    script.failures.extend([Failure("resume", code="session_held")])
     assert deltas(session.stream("a b c")) == SAID
     assert [after for _, after in script.told] == [0, 1, 2, 3, 4]
 
@@ -139,10 +141,10 @@ def test_breaking_out_of_a_plain_loop_stops(session: SessionHandle, script: Any)
     assert eventually(lambda: script.cancelled == ["gen_1"])
 
 
-def test_a_refused_stream_is_asked_for_again(session: SessionHandle, script: Any, failure: Any) -> None:
-    script.failures.extend([failure("generate", code="overloaded"), failure("generate", code="worker_lost")])
+def test_a_refused_stream_is_asked_for_again(session: SessionHandle, script: Any) -> None:
+    script.failures.extend([Failure("generate", code="overloaded"), Failure("generate", code="worker_lost")])
     assert isinstance(list(session.stream("x"))[-1], GenerationCompleted)
-    script.failures.append(failure("generate", status=422, code="invalid_request"))
+    script.failures.append(Failure("generate", status=422, code="invalid_request"))
     with pytest.raises(InvalidRequest):
         list(session.stream("x"))
     assert len(script.generations) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -58,16 +60,16 @@ def test_about_half_of_the_steps_are_as_long_as_possible_and_none_is_longer() ->
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "word"),
     [
-        {"first_segments": 0, "last_segments": 2},
-        {"first_segments": 3, "last_segments": 2},
-        {"first_segments": 1, "last_segments": 1, "steps": 0},
-        {"first_segments": 1, "last_segments": 1, "truncate": -1},
-        {"first_segments": 1, "last_segments": 1, "carry": 1.1},
-        {"first_segments": 1, "last_segments": 1, "memory_learning_rate": 0.0},
+        ({"first_segments": 0}, "at least one segment"),
+        ({"first_segments": 3}, "no more than it ends with"),
+        ({"steps": 0}, "steps of a training"),
+        ({"truncate": -1}, "truncate of a training"),
+        ({"carry": 1.1}, "carry of a training"),
+        ({"memory_learning_rate": 0.0}, "memory_learning_rate of a training"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        TrainSettings(**wrong)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        TrainSettings(**{"first_segments": 1, "last_segments": 2, **wrong})

@@ -20,6 +20,7 @@ from models.adapt.small import SmallModel, build_small
 from models.adapt.tasks.passkey import Passkey
 from models.adapt.train import Trainer
 from models.config import MemoryConfig
+from models.memory.ring import Ring
 from models.state import MemoryState
 from models.transformer import Decoder
 
@@ -72,15 +73,13 @@ def test_memories_are_exchanged_as_far_ahead_of_the_question_as_was_said_but_not
     assert seen == [39, 30, 8, 3]
 
 
-def test_an_answer_that_is_read_in_several_calls_is_counted_whole(
-    trained: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_is_read_in_several_calls_is_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Passkey(digits=3, alphabet=4, filler=2)
     model = build_small(SmallModel(), task.vocab_size, "window", RING)
     trials = Trials(length=30, count=40)
     whole = accuracy(model, task, trials)
     monkeypatch.setattr("models.adapt.evaluate._CHUNK", 2)
-    assert accuracy(model, task, trials) == whole
+    assert 0 < accuracy(model, task, trials) == whole
 
 
 @pytest.mark.parametrize(("window", "segment"), [(16, 16), (64, 16)])
@@ -94,14 +93,12 @@ def test_the_length_for_a_number_of_folds_has_that_many_between_key_and_question
 
 
 def test_folds_are_counted_as_the_decoder_makes_them() -> None:
-    """With a fold's number as the age of the first token: what `Asked.folded` says at the question."""
+    """By what `Asked.folded` says at the question."""
     config = MemoryConfig(window=8, segment=4, sinks=0)
     model = build_small(SmallModel(), 5, "window", {"window": 8, "segment": 4, "sinks": 0})
     state = model.empty_state()
     length = length_for(config, 2)
     model(torch.zeros(1, length - 1, dtype=torch.int64), state)
-    from models.memory.ring import Ring
-
     ring = Ring(model.config, config, model.weights.rotary, torch.float32, 0, False)
     (piece,) = ring.plan(torch.zeros(1, 1, dtype=torch.int64), state)
     assert piece.folded == [3 * config.segment], "its own fold and two more"

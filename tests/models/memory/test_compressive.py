@@ -13,12 +13,12 @@ from models.attention import Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer
-from models.memory.base import Evicted
 from models.memory.compressive import Compressive, CompressiveConfig
 from models.memory.transformer_xl import TransformerXLConfig
 from models.state import MemoryState, spec_nbytes
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint
+from tests.models.memory.evictions import evicted
 from tests.models.sessions import asked_after, build, feed, random_tokens, read, window_config
 
 SIZE, SEGMENT, HEADS = 4, 8, 2
@@ -33,18 +33,18 @@ def memory(dtype: torch.dtype = torch.float64, **changes: Any) -> Compressive:
     return Compressive(MODEL, config(**changes), dtype)
 
 
-def evicted(start: int, keys: Tensor, values: Tensor, sinks: int = 0, queries: Tensor | None = None) -> Evicted:
-    """One row's segment from `start` of a text's keys and values (K, n, d)."""
+def fold(
+    compressive: Compressive,
+    state: MemoryState,
+    start: int,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor | None = None,
+) -> None:
+    """Evict the segment that begins at `start` of a text's keys and values (K, n, d)."""
     span = slice(start, start + SEGMENT)
-    places = torch.arange(start, start + SEGMENT)
-    return Evicted(
-        keys=keys[None, :, span],
-        values=values[None, :, span],
-        tokens=places.to(torch.int32)[None],
-        starts=torch.tensor([start]),
-        counted=(places >= sinks)[None],
-        queries=queries,
-    )
+    gone = evicted(keys[None, :, span], values[None, :, span], start, sinks=compressive.config.sinks, queries=queries)
+    compressive.fold(0, state, gone)
 
 
 def text(count: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def text(count: int) -> tuple[Tensor, Tensor]:
 def fold_all(compressive: Compressive, keys: Tensor, values: Tensor) -> MemoryState:
     state = MemoryState.empty(compressive.spec(), 1)
     for start in range(0, keys.shape[1], SEGMENT):
-        compressive.fold(0, state, evicted(start, keys, values, compressive.config.sinks))
+        fold(compressive, state, start, keys, values)
     return state
 
 
@@ -163,7 +163,7 @@ def test_the_loss_is_what_attention_to_the_compressed_segment_misses() -> None:
     compressive = memory(compression="conv")
     keys, values = text(8)
     compressive.losses = []
-    compressive.fold(0, MemoryState.empty(compressive.spec(), 1), evicted(0, keys, values, queries=queries()))
+    fold(compressive, MemoryState.empty(compressive.spec(), 1), 0, keys, values, queries())
     (loss,) = compressive.losses
     apart = []
     for head in range(HEADS):
@@ -178,7 +178,7 @@ def test_the_loss_teaches_the_convolution_and_nothing_else() -> None:
     compressive = memory(compression="conv")
     keys, values, asked = *(tensor.requires_grad_() for tensor in text(8)), queries().requires_grad_()
     compressive.losses = []
-    compressive.fold(0, MemoryState.empty(compressive.spec(), 1), evicted(0, keys, values, queries=asked))
+    fold(compressive, MemoryState.empty(compressive.spec(), 1), 0, keys, values, asked)
     compressive.losses[0].backward()
     assert keys.grad is None
     assert values.grad is None
@@ -196,7 +196,7 @@ def test_the_loss_goes_down_when_it_is_followed() -> None:
     history = []
     for _ in range(60):
         compressive.losses = []
-        compressive.fold(0, MemoryState.empty(compressive.spec(), 1), evicted(0, keys, values, queries=queries()))
+        fold(compressive, MemoryState.empty(compressive.spec(), 1), 0, keys, values, queries())
         optimizer.zero_grad()
         compressive.losses[0].backward()
         optimizer.step()
@@ -209,7 +209,7 @@ def test_what_is_not_learned_has_no_loss(compression: str) -> None:
     compressive = memory(compression=compression)
     compressive.losses = []
     keys, values = text(8)
-    compressive.fold(0, MemoryState.empty(compressive.spec(), 1), evicted(0, keys, values, queries=queries()))
+    fold(compressive, MemoryState.empty(compressive.spec(), 1), 0, keys, values, queries())
     assert compressive.losses == []
     assert not list(compressive.parameters())
 
@@ -218,7 +218,7 @@ def test_a_segment_of_sinks_alone_costs_nothing() -> None:
     compressive = memory(compression="conv", sinks=8)
     compressive.losses = []
     keys, values = text(8)
-    compressive.fold(0, MemoryState.empty(compressive.spec(), 1), evicted(0, keys, values, 8, queries()))
+    fold(compressive, MemoryState.empty(compressive.spec(), 1), 0, keys, values, queries())
     assert float(compressive.losses[0].detach()) == 0
     compressive.losses[0].backward()
     assert compressive.key_kernel.grad is not None

@@ -13,9 +13,9 @@ from torch import Tensor
 from models.attention import Asked, Beside
 from models.config import ModelConfig
 from models.errors import ConfigError
-from models.memory.base import Evicted
 from models.memory.continuous import Continuous, ContinuousConfig
 from models.state import MemoryState, spec_nbytes
+from tests.models.memory.evictions import evicted
 
 SIZE, SEGMENT, HEADS, KV_HEADS = 8, 64, 4, 2
 MODEL = ModelConfig(32, 32, 16, 2, HEADS, KV_HEADS, SIZE, 1e-5, 1e4, 512, True)
@@ -36,18 +36,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def fold(continuous: Continuous, state: MemoryState, start: int, keys: Tensor, values: Tensor, layer: int = 0) -> None:
     """Evict keys and values (K, S, d) of the segment that begins at `start`."""
-    counted = torch.arange(start, start + keys.shape[1]) >= continuous.config.sinks
-    continuous.fold(
-        layer,
-        state,
-        Evicted(
-            keys=keys[None],
-            values=values[None],
-            tokens=torch.zeros(1, keys.shape[1], dtype=torch.int32),
-            starts=torch.tensor([start]),
-            counted=counted[None],
-        ),
-    )
+    continuous.fold(layer, state, evicted(keys[None], values[None], start, sinks=continuous.config.sinks))
 
 
 def fold_all(continuous: Continuous, keys: Tensor, values: Tensor) -> MemoryState:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint
-from tests.models.memories import ROWS, Row
+from tests.models.memories import ROWS, Row, each
 from tests.models.sessions import build, feed, open_memory, random_tokens, read
 
 LENGTH = 130  # a ring of 48 tokens, segments of 16: six folds, and two tokens more
-rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-differentiable_rows = pytest.mark.parametrize(
-    "row",
-    [row for row in ROWS.values() if row.differentiable],
-    ids=[n for n, row in ROWS.items() if row.differentiable],
-)
+DIFFERENTIABLE = {name: row for name, row in ROWS.items() if row.differentiable}
 
 
 def exact(checkpoint: Checkpoint, row: Row) -> Decoder:
@@ -37,7 +31,7 @@ def expected(
     return row.reference(checkpoint.config, weights, row.config, parameters).read(tokens)
 
 
-@rows
+@each(ROWS)
 def test_chunks_and_single_tokens_equal_the_reference(checkpoint: Checkpoint, row: Row) -> None:
     decoder = exact(checkpoint, row)
     tokens = random_tokens(decoder, LENGTH)
@@ -49,7 +43,7 @@ def test_chunks_and_single_tokens_equal_the_reference(checkpoint: Checkpoint, ro
             assert (logits - reference).abs().max() < 1e-8, cuts
 
 
-@differentiable_rows
+@each(DIFFERENTIABLE)
 def test_gradients_equal_those_of_the_reference(checkpoint: Checkpoint, row: Row) -> None:
     decoder = exact(checkpoint, row)
     tokens = random_tokens(decoder, LENGTH)

@@ -2,135 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Beside
-from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer, Rotary, rotate
 from models.memory.base import Finished
-from models.memory.feedback import MECHANISM, Feedback, FeedbackConfig
-from models.state import MemoryState
-from models.transformer import Decoder
-from models.unrolled import UnrolledState
+from models.memory.feedback import MECHANISM, Feedback
 from models.weights.checkpoint import Checkpoint
-from tests.models.sessions import assert_same_state, build, feed, open_memory, random_tokens, read, window_config
-
-OPEN = 40.0
-"""A gate that takes nothing away: the paper's model."""
-
-
-def settings(**changes: Any) -> FeedbackConfig:
-    return FeedbackConfig(**{"window": 32, "segment": 16, "sinks": 4, "tokens": 6, "gate_init": OPEN, **changes})
-
-
-def opened(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **changes: Any) -> Decoder:
-    return build(checkpoint, settings(**changes), dtype)
-
-
-def feedback_of(decoder: Decoder) -> Feedback:
-    assert isinstance(decoder.memory, Feedback)
-    return decoder.memory
-
-
-# The equations, on numbers made by hand: one head of size 2, projections that copy, positions that turn nothing.
-
-SMALL = ModelConfig(
-    vocab_size=4,
-    hidden_size=2,
-    intermediate_size=1,
-    num_layers=1,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=2,
-    rms_norm_eps=0.0,
-    rope_theta=1e4,
-    trained_context=64,
-    tie_word_embeddings=True,
-)
-
-
-def copying_layer(down: float = 0.0) -> Layer:
-    """Query, key, value and output are the normed input; the network adds `down` times silu(first) * second, to the first."""
-    eye = torch.eye(2, dtype=torch.float64)
-    tensors = {f"l.self_attn.{name}_proj.weight": eye for name in "qkvo"}
-    tensors |= {f"l.{name}_layernorm.weight": eye.new_ones(2) for name in ("input", "post_attention")}
-    tensors |= {"l.mlp.gate_proj.weight": eye[:1], "l.mlp.up_proj.weight": eye[1:]}
-    return Layer(SMALL, tensors | {"l.mlp.down_proj.weight": eye[:, :1] * down}, "l")
-
-
-def block(keys: Tensor, values: Tensor, start: int) -> Finished:
-    """A finished block of one session, (S, 2) each, at positions that turn nothing."""
-    still = torch.ones(1, 1, len(keys), 1, dtype=torch.float64)
-    first = [0] if start == 0 else []
-    return Finished(keys[None, None], values[None, None], still, still * 0, torch.tensor([start]), first)
-
-
-def small_memory() -> Feedback:
-    built = Feedback(SMALL, FeedbackConfig(window=2, segment=2, sinks=0, tokens=1), torch.float64).requires_grad_(False)
-    built.initial.copy_(torch.tensor([[3.0, 4.0]]))
-    return built
-
-
-def test_the_first_update_asks_with_the_initial_feedback_and_does_not_carry_it() -> None:
-    memory = small_memory()
-    state = MemoryState.empty(memory.spec(), 1)
-    keys, values = torch.tensor([[5.0, 0.0], [0.0, 5.0]]).double(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
-    memory.finish(0, copying_layer(), state, block(keys, values, 0))
-    asking = torch.tensor([3.0, 4.0]).double() * 2**0.5 / 5  # root-mean-square 1
-    share = torch.stack((asking @ asking, 5 * asking[0], 5 * asking[1])).div(2**0.5).softmax(0)
-    expected = share[0] * asking + share[1] * values[0] + share[2] * values[1]
-    torch.testing.assert_close(state.read("feedback")[0, 0, 0], expected)
-
-
-@pytest.mark.parametrize("down", [0.0, 3.0])
-def test_later_updates_add_attention_and_the_network_to_what_was_there(down: float) -> None:
-    memory, layer = small_memory(), copying_layer(down)
-    state = MemoryState.empty(memory.spec(), 1)
-    before = torch.tensor([-1.0, 7.0]).double()
-    normed = before / 5  # of root-mean-square 5
-    state.write("feedback", before[None], 0)
-    state.write("feedback_keys", normed[None], 0)
-    state.write("feedback_values", normed[None], 0)
-    # Both of the block's keys are the feedback's own, so the three are seen alike.
-    values = torch.tensor([[6.0, 0.0], [0.0, -9.0]]).double()
-    memory.finish(0, layer, state, block(normed.expand(2, 2), values, 2))
-    mixed = before + (normed + values[0] + values[1]) / 3
-    inner = mixed / mixed.square().mean().sqrt()
-    expected = mixed + torch.stack((down * torch.nn.functional.silu(inner[0]) * inner[1], inner.new_zeros(())))
-    torch.testing.assert_close(state.read("feedback")[0, 0, 0], expected)
-    projected = expected / expected.square().mean().sqrt()
-    torch.testing.assert_close(state.read("feedback_keys")[0, 0, 0, 0], projected)
-    torch.testing.assert_close(state.read("feedback_values")[0, 0, 0, 0], projected)
-
-
-@pytest.mark.parametrize("length", [1, 20])
-@pytest.mark.parametrize("gate", [-2.0, 0.0, OPEN])
-def test_the_gate_keeps_its_part_of_the_share_in_one_softmax(checkpoint: Checkpoint, length: int, gate: float) -> None:
-    """20 tokens take the fused kernel, a single one does not."""
-    decoder = opened(checkpoint, torch.float64, gate_init=gate)
-    memory, config = feedback_of(decoder), checkpoint.config
-    _, state = read(decoder, random_tokens(decoder, 32))
-    shape = (1, config.num_kv_heads, config.queries_per_kv, length, config.head_dim)
-    query = torch.randn(shape, generator=torch.Generator().manual_seed(2)).double()
-    nothing = query.new_zeros(1, 1, 1, config.head_dim // 2)
-    read_out = memory.read(1, state, Asked(query, query, nothing, nothing, [0], [32]))
-    assert isinstance(read_out, Beside)
-    assert read_out.mass is not None
-    assert read_out.gate is not None
-    ours = state.read("feedback_keys", 1), state.read("feedback_values", 1)
-    scores = torch.einsum("bkgtd,bknd->bkgtn", query, ours[0]) / config.head_dim**0.5
-    torch.testing.assert_close(read_out.mass, scores.logsumexp(-1))
-    torch.testing.assert_close(read_out.out, torch.einsum("bkgtn,bknd->bkgtd", scores.softmax(-1), ours[1]))
-    kept = read_out.gate.broadcast_to(1, config.num_kv_heads, config.queries_per_kv, 1, 1)
-    torch.testing.assert_close(kept, torch.full_like(kept, gate).sigmoid())
-
-
-# Who sees what, and when.
+from tests.models.memory.open_feedback import feedback_of, opened, settings
+from tests.models.sessions import assert_same_state, build, feed, random_tokens, read, window_config
 
 
 def test_tokens_never_see_what_the_feedback_took_from_their_own_block(checkpoint: Checkpoint) -> None:
@@ -189,9 +71,6 @@ def test_new_sessions_and_old_ones_finish_a_block_together(checkpoint: Checkpoin
         assert_same_state(together.select([row]), state)
 
 
-# The initial feedback and positions.
-
-
 def test_the_feedback_is_the_same_wherever_in_the_text_its_blocks_stand(checkpoint: Checkpoint) -> None:
     """All distances are relative, so a session a million tokens long is nothing new; keys differ by the turn alone."""
     decoder = opened(checkpoint, torch.float64)
@@ -236,91 +115,6 @@ def test_the_initial_feedback_of_a_layer_knows_the_model_and_not_the_text(checkp
         asked.append(state.read("feedback", 0))
     assert torch.equal(*asked)
     assert (asked[0] - memory.initial).abs().max() > 0.1
-
-
-# Closed and open.
-
-
-def test_closed_gates_leave_the_base_model_whatever_the_feedback_holds(checkpoint: Checkpoint) -> None:
-    """Untrained keys can have any score: here each head would look at nothing but the feedback."""
-    decoder, window = opened(checkpoint, gate_init=-10.0), build(checkpoint, window_config())
-    tokens = random_tokens(decoder, 48)
-    _, state = read(decoder, tokens[:32])
-    state.write("feedback_keys", state.read("feedback_keys") * 1000)
-    closed, plain = feed(decoder, state, tokens[32:]), read(window, tokens)[0][32:]
-    assert (closed.log_softmax(-1) - plain.log_softmax(-1)).abs().max() < 5e-3
-    decoder.memory.load_state_dict(opened(checkpoint).memory.state_dict())
-    _, state = read(decoder, tokens[:32])
-    state.write("feedback_keys", state.read("feedback_keys") * 1000)
-    assert (feed(decoder, state, tokens[32:]).log_softmax(-1) - plain.log_softmax(-1)).abs().max() > 0.5
-
-
-def test_it_starts_closed_and_the_same_every_time(checkpoint: Checkpoint) -> None:
-    config = FeedbackConfig()
-    assert (config.tokens, config.gate_init, config.layers) == (64, -10.0, ())
-    one, other = (Feedback(checkpoint.config, config, torch.bfloat16) for _ in range(2))
-    learned = dict(one.named_parameters())
-    assert {name: tuple(tensor.shape) for name, tensor in learned.items()} == {
-        "initial": (64, checkpoint.config.hidden_size),
-        "gate": (4, checkpoint.config.num_heads),
-    }
-    for name, tensor in other.named_parameters():
-        assert torch.equal(tensor, learned[name])
-        assert tensor.dtype == torch.float32
-    assert (one.gate == -10).all()
-    assert Feedback(checkpoint.config, config, torch.float64).initial.dtype == torch.float64
-
-
-def test_gradients_are_right_where_the_model_itself_is_frozen(checkpoint: Checkpoint) -> None:
-    """Chunks of a whole block would take the fused kernel, which has no gradient for its log-sum-exp."""
-    decoder = build(checkpoint, settings(), torch.float64)
-    open_memory(decoder.memory)
-    tokens = random_tokens(decoder, 64)
-    weigh = torch.randn(64, decoder.config.vocab_size, generator=torch.Generator().manual_seed(4)).double()
-
-    def loss() -> Tensor:
-        state = UnrolledState.start(decoder.spec(), 1)
-        return (feed(decoder, state, tokens) * weigh).sum()
-
-    decoder.memory.requires_grad_(True)
-    gradients = torch.autograd.grad(loss(), tuple(decoder.memory.parameters()))
-    decoder.memory.requires_grad_(False)
-    for parameter, gradient in zip(decoder.memory.parameters(), gradients, strict=True):
-        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)).double()
-        parameter.add_(direction, alpha=1e-5)
-        above = loss()
-        parameter.sub_(direction, alpha=2e-5)
-        below = loss()
-        parameter.add_(direction, alpha=1e-5)
-        torch.testing.assert_close((gradient * direction).sum(), (above - below) / 2e-5, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("limit", "late"), [(0.0, (0.0, 0.01)), (2.0, (0.02, 1.0))])
-def test_the_limit_lets_a_late_block_still_change_something(
-    checkpoint: Checkpoint, limit: float, late: tuple[float, float]
-) -> None:
-    """As in the paper the residual grows with every block, in bfloat16 models too, and the 600th changes next to nothing."""
-    decoder = opened(checkpoint, torch.bfloat16, layers=(1,), limit=limit)
-    memory, layer = feedback_of(decoder), decoder.weights.layers[1]
-    assert isinstance(layer, Layer)
-    cos, sin = decoder.weights.rotary.table(torch.arange(16)[None])
-    shape = (8, 1, checkpoint.config.num_kv_heads, 16, checkpoint.config.head_dim)
-    blocks = torch.randn(shape, generator=torch.Generator().manual_seed(6)).bfloat16()
-    _, state = read(decoder, random_tokens(decoder, 16))
-    before = state.read("feedback")
-    for number in range(600):
-        before, part = state.read("feedback").clone(), blocks[number % 8]
-        memory.finish(1, layer, state, Finished(part, part, cos, sin, torch.tensor([16]), []))
-    after = state.read("feedback")
-    assert after.isfinite().all()
-    direction, direction_before = (torch.nn.functional.normalize(x, dim=-1) for x in (after, before))
-    change = float((direction - direction_before).norm(dim=-1).mean())
-    assert late[0] <= change < late[1]
-    size = float(after.square().mean().sqrt())
-    assert size < 5 * limit if limit else size > 20
-
-
-# What it costs, what it says, what it refuses.
 
 
 def test_the_state_holds_tokens_keys_and_values_of_the_chosen_layers(checkpoint: Checkpoint) -> None:

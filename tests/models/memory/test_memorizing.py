@@ -13,12 +13,12 @@ from torch import Tensor
 from models.attention import Asked, Beside
 from models.config import ModelConfig
 from models.errors import ConfigError
-from models.memory.base import Evicted
 from models.memory.memorizing import Memorizing, MemorizingConfig
 from models.memory.slots import SlotsConfig
 from models.state import MemoryState, TensorSpec
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint
+from tests.models.memory.evictions import evicted
 from tests.models.sessions import ALL_HEADS, build, feed, random_tokens, read, window_config
 
 SIZE, SEGMENT, HEADS, GROUP = 4, 8, 2, 3
@@ -42,12 +42,8 @@ def fold_all(memorizing: Memorizing, keys: Tensor, values: Tensor) -> MemoryStat
     state = MemoryState.empty(memorizing.spec(), 1)
     for start in range(0, keys.shape[1], SEGMENT):
         span = slice(start, start + SEGMENT)
-        places = torch.arange(start, start + SEGMENT)
-        counted = (places >= memorizing.config.sinks)[None]
-        tokens = places.to(torch.int32)[None]
-        memorizing.fold(
-            0, state, Evicted(keys[None, :, span], values[None, :, span], tokens, torch.tensor([start]), counted)
-        )
+        gone = evicted(keys[None, :, span], values[None, :, span], start, sinks=memorizing.config.sinks)
+        memorizing.fold(0, state, gone)
     return state
 
 
@@ -148,19 +144,9 @@ def test_no_gradient_of_a_row_with_nothing_is_nan() -> None:
 @pytest.mark.parametrize("gate", ["softmax", "learned"])
 def test_memories_are_constants(gate: str) -> None:
     memorizing = memory(gate=gate)
-    keys, values = (tensor.requires_grad_() for tensor in text(16))
+    keys, values = (tensor.requires_grad_() for tensor in text(SEGMENT))
     state = UnrolledState.start({"position": TensorSpec((), torch.int64), **memorizing.spec()}, 1)
-    memorizing.fold(
-        0,
-        state,
-        Evicted(
-            keys[None, :, :8],
-            values[None, :, :8],
-            torch.zeros(1, 8, dtype=torch.int32),
-            torch.tensor([0]),
-            torch.ones(1, 8, dtype=torch.bool),
-        ),
-    )
+    memorizing.fold(0, state, evicted(keys[None], values[None], 0))
     assert not any(tensor.requires_grad for tensor in state.tensors().values())
 
 

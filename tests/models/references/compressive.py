@@ -1,4 +1,9 @@
-"""The Compressive Transformer (arXiv 1911.05507): every token that ever left the ring, compressed c to 1, the last n_cm seen."""
+"""The Compressive Transformer (arXiv 1911.05507): every token that ever left the ring, compressed c to 1, the last n_cm seen.
+
+Not the paper's: keys and values are compressed by head, where it compresses hidden vectors and projects them; all entries lie at
+distance W, where it has relative positions; sinks are left out, and of their group the others weigh the more; the task's gradients
+reach the convolution unless `task_gradient` is off, where the paper's never do.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.memory.compressive import CompressiveConfig
 from tests.models.references.window import Reference
 
@@ -17,17 +21,9 @@ class CompressiveReference(Reference):
 
     memory: CompressiveConfig
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        memory: CompressiveConfig,
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.parameters = parameters
-        self.having = sorted(memory.layers) or list(range(config.num_layers))
-        self.compressed: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self.having}
+    def begin(self) -> None:
+        """Nothing is compressed yet."""
+        self.compressed: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self.layers}
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
         """One softmax over the ring and the newest entries, which lie at distance W."""
@@ -43,7 +39,7 @@ class CompressiveReference(Reference):
     def fold(self, layer: int, start: int) -> None:
         """Compress the groups of a segment, without the sinks that are among them."""
         rate = self.memory.rate
-        for begin in range(start, start + self.memory.segment, rate) if layer in self.having else ():
+        for begin in range(start, start + self.memory.segment, rate) if layer in self.layers else ():
             places = [place for place in range(begin, begin + rate) if place >= self.memory.sinks]
             if not places:
                 continue
@@ -57,7 +53,7 @@ class CompressiveReference(Reference):
             return torch.stack(list(group.values())).mean(0)
         if self.memory.compression == "max":
             return torch.stack(list(group.values())).amax(0)
-        kernel = self.parameters[f"{name}_kernel"][self.having.index(layer)]  # (K, c, d, d)
+        kernel = self.parameters[f"{name}_kernel"][self.layers.index(layer)]  # (K, c, d, d)
         heads = []
         for head in range(self.config.num_kv_heads):
             sums = [vector[head] @ kernel[head, place] for place, vector in group.items()]

@@ -1,13 +1,14 @@
-"""∞-former (arXiv 2109.00301): a signal over [0, 1], fitted anew at every fold, and read with a Gaussian density."""
+"""∞-former (arXiv 2109.00301): a signal over [0, 1], fitted anew at every fold, and read with a Gaussian density.
+
+Not the paper's: keys and values are fitted, where it fits hidden vectors and projects; a gate; no sample is longer than the
+longest token was; a sticky memory's samples are quantiles, where it draws them, and a hundredth of them lies evenly.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.memory.continuous import ContinuousConfig
 from tests.models.references.window import Reference
 
@@ -17,16 +18,9 @@ class ContinuousReference(Reference):
 
     memory: ContinuousConfig
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        memory: ContinuousConfig,
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.parameters = parameters
-        self.layers = sorted(memory.layers) or list(range(config.num_layers))
+    def begin(self) -> None:
+        """There is no signal, and nobody has looked at it. The basis follows from the settings."""
+        memory = self.memory
         self.keys_of: dict[int, Tensor] = {}
         self.values_of: dict[int, Tensor] = {}
         self.looked = {layer: torch.zeros(memory.bins, dtype=torch.float64) for layer in self.layers}

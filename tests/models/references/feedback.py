@@ -1,13 +1,15 @@
-"""`feedback` as algorithm 2 and appendix B.1 of TransformerFAM (arXiv 2404.09173) have it, with a gate on what is read."""
+"""`feedback` as algorithm 2 and appendix B.1 of TransformerFAM (arXiv 2404.09173) have it.
+
+Not the paper's: a gate on what is read; the first block does not see the initial feedback; `limit`; sinks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.memory.feedback import FeedbackConfig
 from tests.models.references.window import Reference
 
@@ -20,22 +22,14 @@ class FeedbackReference(Reference):
 
     memory: FeedbackConfig
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        memory: FeedbackConfig,
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.layers = sorted(memory.layers) or list(range(config.num_layers))
-        self.gate = parameters["gate"]
+    def begin(self) -> None:
+        """Pass the initial feedback up through the layers."""
         self.feedback: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
-        prompt = parameters["initial"]
-        for layer in range(config.num_layers):
+        prompt = self.parameters["initial"]
+        for layer in range(self.config.num_layers):
             self.feedback.append(prompt)
-            places = range(-memory.tokens, 0)
+            places = range(-self.memory.tokens, 0)
             self.seen.append(self._own(layer, places))
             mixed = prompt + self._ask(layer, prompt, places, *self.seen[layer])
             prompt = mixed + self.feed_forward(layer, mixed)
@@ -45,7 +39,7 @@ class FeedbackReference(Reference):
         scores, values = self.near(layer, index, query)
         if layer not in self.layers or self.position < self.memory.segment:
             return scores.softmax(0) @ values
-        head, gate = self.group(index), self.gate[self.layers.index(layer), index].sigmoid()
+        head, gate = self.group(index), self.parameters["gate"][self.layers.index(layer), index].sigmoid()
         far_keys, far_values = self.seen[layer]
         far = far_keys[:, head] @ self.turn(query, self.position) / len(query) ** 0.5
         weights = torch.cat((scores, far)).softmax(0)

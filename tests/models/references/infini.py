@@ -1,14 +1,16 @@
-"""`infini` from the equations: Infini-attention (arXiv 2404.07143) and Gated DeltaNet (arXiv 2412.06464), token by token."""
+"""`infini` from the equations: Infini-attention (arXiv 2404.07143) and Gated DeltaNet (arXiv 2412.06464), token by token.
+
+Not the papers': the ring is what is local; sinks are never written, and the gate is passed by until something is; `normalised`
+counts a key in the normaliser only as far as it is new to it; `projections` are maps of the memory's own for keys and queries; a
+write's strength and decay are learned from key and value.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.memory.infini import InfiniConfig
 from tests.models.references.window import Reference
 
@@ -23,16 +25,8 @@ class InfiniReference(Reference):
 
     memory: InfiniConfig
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        memory: InfiniConfig,
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.parameters = parameters
-        self.places = {layer: place for place, layer in enumerate(sorted(memory.layers) or range(config.num_layers))}
+    def begin(self) -> None:
+        """No head has written."""
         self.matrices: dict[tuple[int, int], Tensor] = {}
         self.norms: dict[tuple[int, int], Tensor] = {}
 
@@ -42,7 +36,9 @@ class InfiniReference(Reference):
         head = (layer, self.group(index))
         if head not in self.matrices:
             return local
-        share = self.parameters["gate"][self.places[layer], index].sigmoid()
+        if self.memory.projections:
+            query = query @ self.parameters["query_map"][self.layers.index(layer), index]
+        share = self.parameters["gate"][self.layers.index(layer), index].sigmoid()
         return share * self.answer(head, query) + (1 - share) * local
 
     def answer(self, head: tuple[int, int], query: Tensor) -> Tensor:
@@ -56,10 +52,13 @@ class InfiniReference(Reference):
     def fold(self, layer: int, start: int) -> None:
         """Write the segment into every head's memory; the sinks stay in sight and are not written."""
         places = range(max(start, self.memory.sinks), start + self.memory.segment)
-        if layer not in self.places or not places:
+        if layer not in self.layers or not places:
             return
         for head in range(self.config.num_kv_heads):
             pairs = [(self.keys[layer][place][head], self.values[layer][place][head]) for place in places]
+            if self.memory.projections:
+                own = self.parameters["key_map"][self.layers.index(layer), head]
+                pairs = [(key @ own, value) for key, value in pairs]
             if self.memory.rule == "gated_delta":
                 self._write_one_by_one((layer, head), pairs)
             else:
@@ -86,7 +85,7 @@ class InfiniReference(Reference):
         self.matrices[head], self.norms[head] = after, grown
 
     def _write_one_by_one(self, head: tuple[int, int], pairs: list[tuple[Tensor, Tensor]]) -> None:
-        place, size = self.places[head[0]], self.config.head_dim
+        place, size = self.layers.index(head[0]), self.config.head_dim
         learned = {name: parameter[place] for name, parameter in self.parameters.items() if name != "gate"}
         matrix = self.matrices.get(head, torch.zeros(size, size, dtype=torch.float64))
         for key, value in pairs:

@@ -1,13 +1,14 @@
-"""The Memorizing Transformer (arXiv 2203.08913, section 3): the k nearest of the last M evicted tokens, found by sorting."""
+"""The Memorizing Transformer (arXiv 2203.08913, section 3): the k nearest of the last M evicted tokens, found by sorting.
+
+Not the paper's: local attention is the model's own, without normalisation; without the learned gate, memories lie at distance W
+and stand in one softmax with the ring, as in the Focused Transformer (arXiv 2307.03170).
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
 from models.memory.memorizing import MemorizingConfig
 from tests.models.references.window import Reference
 
@@ -17,28 +18,17 @@ class MemorizingReference(Reference):
 
     memory: MemorizingConfig
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, Tensor],
-        memory: MemorizingConfig,
-        parameters: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.parameters = parameters
-        self.having = sorted(memory.layers) or list(range(config.num_layers))
-
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
         """The ring, and the memory of the query's key/value head."""
         scores, values = self.near(layer, index, query)
         places = range(max(self.memory.sinks, self.base - self.memory.entries), self.base)
-        if layer not in self.having or not places:
+        if layer not in self.layers or not places:
             return scores.softmax(0) @ values
         head, learned = self.group(index), self.memory.gate == "learned"
         keys = torch.stack([self.keys[layer][place][head].detach() for place in places])
         memories = torch.stack([self.values[layer][place][head].detach() for place in places])
         if learned:
-            row = self.having.index(layer)
+            row = self.layers.index(layer)
             scale = self.parameters["log_scale"][row, index].exp()
             unit = query / query.square().sum().sqrt()
             found = scale * (keys / keys.square().sum(1, keepdim=True).sqrt()) @ unit

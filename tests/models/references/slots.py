@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from models.config import MemoryConfig, ModelConfig
 from models.memory.slots import SlotsConfig
 from tests.models.references.window import Reference
 
@@ -17,13 +14,14 @@ Head = tuple[int, int]
 class SlotsReference(Reference):
     """`kept` and `score` show which positions each retrieval head holds, and every score ever given."""
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], memory: MemoryConfig) -> None:
-        super().__init__(config, tensors, memory)
-        assert isinstance(memory, SlotsConfig)
-        self.slots = memory
-        self.kept: dict[Head, list[int]] = {head: [] for head in memory.heads}
-        self.leverage: dict[Head, dict[int, float]] = {head: {} for head in memory.heads}
-        self.score: dict[Head, dict[int, float]] = {head: {} for head in memory.heads}
+    memory: SlotsConfig
+
+    def begin(self) -> None:
+        """Every head's slots are empty."""
+        heads = self.memory.heads
+        self.kept: dict[Head, list[int]] = {head: [] for head in heads}
+        self.leverage: dict[Head, dict[int, float]] = {head: {} for head in heads}
+        self.score: dict[Head, dict[int, float]] = {head: {} for head in heads}
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
         """Ring and kept slots in one softmax; the slots at distance W."""
@@ -42,7 +40,7 @@ class SlotsReference(Reference):
                 self._fold(head, start)
 
     def _fold(self, head: Head, start: int) -> None:
-        memory = self.slots
+        memory = self.memory
         end = start + memory.segment
         keys = [key[head[1]] for key in self.keys[head[0]]]
         # Statistics of all that was ever evicted, this segment included; sinks never count.
@@ -50,9 +48,8 @@ class SlotsReference(Reference):
             return
         gone = torch.stack(keys[memory.sinks : end])
         centre = gone.mean(dim=0)
-        spread = (gone - centre).T @ (gone - centre) / len(gone) + memory.ridge * torch.eye(
-            len(centre), dtype=gone.dtype
-        )
+        ridge = memory.ridge * torch.eye(len(centre), dtype=gone.dtype)
+        spread = (gone - centre).T @ (gone - centre) / len(gone) + ridge
         known = self.leverage[head]
         ahead = dict(known)  # neighbours still in the ring are scored too, but only their own fold fixes their score
         for place in range(max(start, memory.sinks), end + memory.reach):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from models.config import MemoryConfig, ModelConfig
 from tests.models.references.window import Reference
 
 
 class TransformerXLReference(Reference):
     """`stop` is the paper's: no gradient reaches what was computed in earlier segments, though it reaches W_k and W_v."""
 
-    def __init__(
-        self, config: ModelConfig, tensors: Mapping[str, Tensor], memory: MemoryConfig, *, stop: bool = False
-    ) -> None:
-        super().__init__(config, tensors, memory)
-        self.stop = stop
-        self.hidden: list[list[Tensor]] = [[] for _ in range(config.num_layers)]
+    stop = False
+
+    def begin(self) -> None:
+        """Nothing is cached."""
+        self.hidden: list[list[Tensor]] = [[] for _ in range(self.config.num_layers)]
         """By layer, then position: (D,), the output of the layer below."""
         self.seen: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 

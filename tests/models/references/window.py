@@ -2,7 +2,8 @@
 
 Every key (before rotation) and value of every position stays in a list. What the real decoder has forgotten is left
 out only when a query looks. All of it is differentiable. The reference of a mechanism says what is different with it:
-how a head attends, and what a fold or a finished segment changes.
+what it holds at the beginning, how a head attends, and what a fold or a finished segment changes. Where a mechanism does
+otherwise than its paper, its reference does as docs/memory.md says of the mechanism, and names the difference.
 """
 
 from __future__ import annotations
@@ -17,10 +18,22 @@ from models.config import MemoryConfig, ModelConfig
 
 
 class Reference:
-    """One session over the window alone. `tensors` are the checkpoint's in float64; they may ask for gradients."""
+    """One session over the window alone. `tensors` are the checkpoint's; those in float64 may ask for gradients.
 
-    def __init__(self, config: ModelConfig, tensors: Mapping[str, Tensor], memory: MemoryConfig) -> None:
-        self.config, self.memory = config, memory
+    `parameters` are what the memory has learned, by name. `layers` are those that have the memory.
+    """
+
+    memory: MemoryConfig
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        memory: MemoryConfig,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.config, self.memory, self.parameters = config, memory, parameters or {}
+        self.layers = sorted(getattr(memory, "layers", ())) or list(range(config.num_layers))
         self._weights = {
             name: tensor if tensor.dtype == torch.float64 else tensor.double() for name, tensor in tensors.items()
         }
@@ -30,6 +43,7 @@ class Reference:
         """The keys, each rotated by its own position."""
         self.values: list[list[Tensor]] = [[] for _ in range(config.num_layers)]
         self.position = 0
+        self.begin()
 
     def read(self, tokens: Sequence[int]) -> Tensor:
         """Take tokens in; logits (n, V) float64."""
@@ -40,6 +54,9 @@ class Reference:
         """The first position that is still in the ring, which is how many tokens were evicted."""
         memory = self.memory
         return max(0, self.position // memory.segment * memory.segment - memory.window)
+
+    def begin(self) -> None:
+        """What the memory holds before the first token."""
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
         """What query head `index` gets (d,) for its query (d,) before rotation. The ring alone, here."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import apsw
 import pytest
 
 from server.errors import NotFound, StoreUnavailable
 from server.store.embedded import EmbeddedStore
 from server.store.sealing import Sealer
+from tests.server.store.folders import open_database
 
 if TYPE_CHECKING:
     from tests.server.store.conftest import Make
@@ -57,17 +55,10 @@ INSERT INTO sessions VALUES ('sess_past', 'tenant', 'model', 'window', 1.0, 1.0,
 def old_folder(folder: Path) -> Path:
     (folder / "snapshots").mkdir(parents=True)
     (folder / "snapshots" / "sess_one.00ff.snapshot").write_bytes(b"state")
-    with _database(folder) as connection:
+    with open_database(folder) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(_VERSION_1)
     return folder
-
-
-@contextmanager
-def _database(folder: Path) -> Iterator[apsw.Connection]:
-    connection = apsw.Connection(str(folder / "palimpsest.db"))
-    yield connection
-    connection.close()
 
 
 async def test_everything_is_there_and_goes_on(old_folder: Path, make: Make) -> None:
@@ -107,7 +98,7 @@ async def test_a_folder_is_taken_over_once(old_folder: Path) -> None:
         record = await store.get("tenant", "sess_one")
         assert (await store.load("sess_one")).record == record
         await store.close()
-    with _database(old_folder) as connection:
+    with open_database(old_folder) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
         assert not {name for name in tables if name.startswith("old_")}
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -141,7 +132,7 @@ async def test_a_take_over_that_fails_leaves_the_old_folder(old_folder: Path) ->
     with pytest.raises(StoreUnavailable):
         await store.open()
     await store.close()
-    with _database(old_folder) as connection:
+    with open_database(old_folder) as connection:
         assert connection.execute("PRAGMA user_version").get == 1
     again = EmbeddedStore(old_folder)
     await again.open()

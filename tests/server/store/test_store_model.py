@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pytest
@@ -22,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from server.errors import Internal, NotFound, OperationMismatch, ServerError, StaleLease, StateRefused
+from server.errors import Internal, NotFound, OperationMismatch, ServerError, StaleLease
 from server.store.base import (
     AlreadyApplied,
     Finish,
@@ -34,10 +33,11 @@ from server.store.base import (
     SessionRecord,
     Store,
 )
-from server.store.sealing import PlainSealer
+from tests.server.store.expected import Expected, Torn
 
 if TYPE_CHECKING:
     from tests.server.store.conftest import Bench
+
 
 Result = TypeVar("Result")
 Worker = Literal[0, 1]
@@ -47,46 +47,6 @@ TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=4)
 WORKERS: st.SearchStrategy[Worker] = st.sampled_from((0, 1))
 STEPS = 30
 EXAMPLES = 50
-
-
-class Torn:
-    """Seals plainly; snapshots of the set `torn` do not open."""
-
-    def __init__(self) -> None:
-        self.torn: set[bytes] = set()
-        self.plain = PlainSealer()
-
-    def seal(self, content: bytes, about: tuple[str | int, ...]) -> bytes:
-        return self.plain.seal(content, about)
-
-    def open(self, sealed: bytes, about: tuple[str | int, ...]) -> bytes:
-        content = self.plain.open(sealed, about)
-        if content in self.torn:
-            raise StateRefused("torn")
-        return content
-
-
-@dataclass
-class Expected:
-    """What a session should be."""
-
-    tokens: list[int] = field(default_factory=list)
-    open_text: str = ""
-    fence: int = -1
-    version: int = 1
-    holder: str | None = None
-    snapshots: list[tuple[int, bytes]] = field(default_factory=list)
-    """Those that are kept, the newest last."""
-    whole: bool = True
-    """Whether the journal goes back to the beginning."""
-    operations: dict[str, OperationRecord] = field(default_factory=dict)
-
-    def way(self, torn: set[bytes]) -> tuple[int, bytes | None, int] | None:
-        """Position, snapshot and how many were skipped; None when the session cannot be had any more."""
-        for skipped, (position, content) in enumerate(reversed(self.snapshots)):
-            if content not in torn:
-                return position, content, skipped
-        return (0, None, len(self.snapshots)) if self.whole else None
 
 
 class StoreMachine(RuleBasedStateMachine):

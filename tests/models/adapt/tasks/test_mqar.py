@@ -34,7 +34,15 @@ def test_with_the_papers_power_questions_are_near_and_with_power_one_they_are_sp
     assert 95 < place[even.asked].mean() < 121
 
 
-@pytest.mark.parametrize("wrong", [{"pairs": 0}, {"pairs": 8, "symbols": 17}, {"power": 0.0}, {"gap": -1}])
-def test_settings_without_room_for_the_keys_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"pairs": 0}, "pairs"),
+        ({"pairs": 8, "symbols": 17}, "symbols"),
+        ({"power": 0.0}, "power"),
+        ({"gap": -1}, "gap"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, float], word: str) -> None:
+    with pytest.raises(ConfigError, match=f"{word} of mqar"):
         Mqar(**wrong)  # type: ignore[arg-type]

@@ -8,13 +8,13 @@ import torch
 from models.adapt.tasks.passkey import Passkey
 from models.errors import ConfigError
 
-GENERATOR = 5
+SEED = 5
 
 
 def test_what_is_asked_is_what_stands_behind_the_marker() -> None:
     task = Passkey(digits=3)
     marker, question = task.vocab_size - 2, task.vocab_size - 1
-    batch = task.batch(torch.Generator().manual_seed(GENERATOR), 50, 40)
+    batch = task.batch(torch.Generator().manual_seed(SEED), 50, 40)
     begins = []
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         begin = tokens.index(marker)
@@ -32,11 +32,19 @@ def test_what_is_asked_is_what_stands_behind_the_marker() -> None:
 @pytest.mark.parametrize(("depth", "begin"), [(0.0, 0), (0.5, 15), (1.0, 30)])
 def test_depth_says_where_the_key_lies(depth: float, begin: int) -> None:
     task = Passkey(digits=2, depth=depth)
-    batch = task.batch(torch.Generator().manual_seed(GENERATOR), 8, 35)
+    batch = task.batch(torch.Generator().manual_seed(SEED), 8, 35)
     assert (batch.tokens[:, begin] == task.vocab_size - 2).all()
 
 
-@pytest.mark.parametrize("wrong", [{"digits": 0}, {"digits": 5, "alphabet": 4}, {"filler": 0}, {"depth": 1.5}])
-def test_settings_that_make_no_key_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"digits": 0}, "digits"),
+        ({"digits": 5, "alphabet": 4}, "alphabet"),
+        ({"filler": 0}, "filler"),
+        ({"depth": 1.5}, "depth"),
+    ],
+)
+def test_settings_that_make_no_key_are_refused(wrong: dict[str, float], word: str) -> None:
+    with pytest.raises(ConfigError, match=f"{word} of passkey"):
         Passkey(**wrong)  # type: ignore[arg-type]

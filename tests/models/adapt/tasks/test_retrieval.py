@@ -1,0 +1,101 @@
+"""Something hidden in a text: it is there, once, where it should be, and its answer is what is asked for."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.adapt.tasks.base import IGNORED, Batch
+from models.adapt.tasks.retrieval import Retrieval, needle_task, passkey_task, rewrite_task
+from models.errors import ConfigError
+from models.probes import prose
+from models.tokenizer import Tokenizer
+from models.weights.checkpoint import load_checkpoint
+
+LENGTH = 300
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Tokenizer:
+    return Tokenizer.of(load_checkpoint(str(tiny_model)).tokenizer)
+
+
+@pytest.fixture(scope="module")
+def book(tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(prose(random.Random(0), 20_000), start=False)
+
+
+def draw(task: Retrieval, length: int = LENGTH, seed: int = 0) -> Batch:
+    return task.batch(torch.Generator().manual_seed(seed), 6, length)
+
+
+def texts(task: Retrieval, batch: Batch) -> list[tuple[str, str]]:
+    """What is read, and what is asked for at its end."""
+    found = []
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        answer = [token for token in targets if token != IGNORED]
+        found.append((task.tokenizer.decode([*tokens, answer[-1]]), task.tokenizer.decode(answer)))
+    return found
+
+
+def test_a_passkey_is_said_in_its_filler_and_asked_for_at_the_end(tokenizer: Tokenizer) -> None:
+    task = passkey_task(tokenizer)
+    batch = draw(task)
+    assert batch.tokens.shape == batch.targets.shape == (6, LENGTH)
+    keys = []
+    for read, answer in texts(task, batch):
+        key = answer.strip()
+        keys.append(key)
+        assert f"The pass key is {key}. Remember it. {key} is the pass key." in read
+        assert read.endswith(f"What is the pass key? The pass key is {key}")
+        assert "The grass is green." in read
+    assert len(set(keys)) > 1
+
+
+def test_every_target_is_the_next_token(tokenizer: Tokenizer) -> None:
+    batch = draw(passkey_task(tokenizer))
+    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+        asked = (targets != IGNORED).nonzero().flatten()
+        assert asked[-1] == LENGTH - 1
+        assert torch.equal(targets[asked[:-1]], tokens[asked[1:]])
+
+
+@pytest.mark.parametrize(("depth", "low", "high"), [(0.0, 0, 0.45), (1.0, 0.55, 1)])
+def test_depth_says_where(tokenizer: Tokenizer, depth: float, low: float, high: float) -> None:
+    task = passkey_task(tokenizer, depth)
+    for read, answer in texts(task, draw(task, 600)):
+        assert low <= read.index(f"The pass key is {answer.strip()}.") / len(read) <= high
+
+
+def test_one_of_several_needles_is_asked_for(tokenizer: Tokenizer, book: list[int]) -> None:
+    task = needle_task(tokenizer, book, keys=3)
+    for read, answer in texts(task, draw(task, 600)):
+        question = read.rsplit("\n", 1)[1].removesuffix(answer)
+        assert read.count("One of the special magic numbers for") == 4
+        assert read.count(f"{question}{answer}.") == 1
+
+
+def test_of_a_rewritten_number_the_newest_is_asked_for(tokenizer: Tokenizer, book: list[int]) -> None:
+    task = rewrite_task(tokenizer, book, times=3)
+    for read, answer in texts(task, draw(task, 600)):
+        question = read.rsplit("\n", 1)[1].removesuffix(answer)
+        said = read[: read.rindex("\n")].split(question)[1:]
+        assert len(said) == 3
+        assert said[-1].startswith(answer)
+        assert not any(one.startswith(answer) for one in said[:-1])
+
+
+def test_the_generator_alone_decides(tokenizer: Tokenizer, book: list[int]) -> None:
+    task = needle_task(tokenizer, book)
+    assert torch.equal(draw(task).tokens, draw(task).tokens)
+    assert not torch.equal(draw(task).tokens, draw(task, seed=1).tokens)
+
+
+def test_what_is_too_short_is_refused(tokenizer: Tokenizer, book: list[int]) -> None:
+    with pytest.raises(ConfigError, match="at least 128 tokens"):
+        draw(passkey_task(tokenizer), 127)
+    with pytest.raises(ConfigError, match="give a longer one"):
+        draw(needle_task(tokenizer, book[:100]))
