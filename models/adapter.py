@@ -1,31 +1,39 @@
-"""An adapter: what a memory has learned for one model, as a small safetensors file.
+"""An adapter: what a memory and a model have learned about each other, as a small safetensors file.
 
-Its metadata name the format, the mechanism, its settings and the model it was trained on, so that it cannot be loaded over
-another one by mistake.
+`memory.*` are the mechanism's parameters, `layers.N.*` low-rank changes of the attention of layer N. The metadata name the
+format, the mechanism, its settings and the model it was trained on, so that it cannot be loaded over another one by mistake.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from models.errors import ConfigError
-from models.memory.base import Memory
+from models.lora import AttentionLora
+from models.transformer import Decoder
 
 FORMAT = "palimpsest-adapter-1"
 _LOCAL = {"window", "segment", "sinks"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
 
 
-def save_adapter(path: Path, memory: Memory, mechanism: str, model: str) -> None:
-    """Write the memory's parameters; `model` is the fingerprint of the weights they were trained with."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in memory.state_dict().items()}
-    metadata = {"format": FORMAT, "mechanism": mechanism, "model": model, "config": json.dumps(asdict(memory.config))}
+def save_adapter(path: Path, decoder: Decoder, mechanism: str, model: str) -> None:
+    """Write what was learned; `model` is the fingerprint of the weights it was learned with."""
+    learned = {f"memory.{name}": tensor for name, tensor in decoder.memory.state_dict().items()}
+    for index, lora in decoder.weights.loras().items():
+        learned |= {f"layers.{index}.{name}": tensor for name, tensor in lora.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+    settings = json.dumps(asdict(decoder.memory.config))
+    metadata = {"format": FORMAT, "mechanism": mechanism, "model": model, "config": settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
 
@@ -52,13 +60,40 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error
 
 
-def load_adapter(path: Path, memory: Memory) -> None:
-    """Give the memory the file's parameters. Raises `ConfigError` when they do not fit."""
+def apply_adapter(path: Path, decoder: Decoder) -> Decoder:
+    """A decoder with what was learned, merged into weights of its own where it changes them; the rest is shared.
+
+    Raises `ConfigError` when the file does not fit.
+    """
     try:
-        memory.load_state_dict(load_file(path), strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        names = ", ".join(field.name for field in fields(memory.config))
+        parts = _parts(load_file(path))
+        decoder.memory.load_state_dict(parts.pop("memory", {}), strict=True)
+        weights = decoder.weights
+        changed = {}
+        for name, tensors in parts.items():
+            layer, lora = weights.layer(int(name)), AttentionLora(decoder.config, len(tensors["q_proj_down"]))
+            lora.load_state_dict(tensors, strict=True)
+            changed[int(name)] = layer.adapted(lora.to(decoder.device)).merged()
+    except (OSError, SafetensorError, RuntimeError, ValueError, LookupError) as error:
+        names = ", ".join(field.name for field in fields(decoder.memory.config))
         raise ConfigError(f"the adapter {path} does not fit the memory's settings ({names}): {error}") from error
+    return Decoder(weights.with_layers(changed), decoder.memory)
+
+
+def adapter_digest(path: Path) -> str:
+    """SHA-256 of the file, in hex: sessions that were computed with one adapter are not continued with another."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """By "memory" or the number of a layer, and name within it. Raises `ValueError` for a name that is neither."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, rest = name.removeprefix("layers.").partition(".")
+        if owner != "memory" and not name.startswith("layers."):
+            raise ValueError(f"nothing is called {name}")
+        parts.setdefault(owner, {})[rest] = tensor
+    return parts
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.lora import AttentionLora
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -76,20 +78,46 @@ class Layer(nn.Module):
         self.down = weight("mlp.down_proj")
         self.attention_norm = weight("input_layernorm")
         self.mlp_norm = weight("post_attention_layernorm")
+        self.lora: AttentionLora | None = None
         self._config = config
+
+    def adapted(self, lora: AttentionLora) -> Layer:
+        """A layer over the same weights with `lora` beside them, which can be trained."""
+        layer = copy.copy(self)
+        layer._modules = dict(self._modules)
+        layer.lora = lora
+        return layer
+
+    def merged(self) -> Layer:
+        """A layer in whose weights its adaptation is contained: as fast as one without, for matrices of its own."""
+        if self.lora is None:
+            return self
+        layer = copy.copy(self)
+        layer._modules, layer._parameters = dict(self._modules), dict(self._parameters)
+        qkv, out = self.lora.merged(self.qkv, self.out)
+        layer.qkv, layer.out = nn.Parameter(qkv, requires_grad=False), nn.Parameter(out, requires_grad=False)
+        layer.lora = None
+        return layer
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, d), keys and values (B, K, T, d) without rotation, in the weights' dtype."""
         config = self._config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         normed = rms_norm(x, self.attention_norm, config.rms_norm_eps).to(self.qkv.dtype)
-        qkv = F.linear(normed, self.qkv).unflatten(-1, (heads + 2 * kv_heads, config.head_dim)).transpose(1, 2)
-        query, key, value = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        qkv = F.linear(normed, self.qkv)
+        if self.lora is not None:
+            qkv = qkv + self.lora.qkv(normed)
+        split = qkv.unflatten(-1, (heads + 2 * kv_heads, config.head_dim)).transpose(1, 2)
+        query, key, value = split.split((heads, kv_heads, kv_heads), dim=1)
         return query, key, value
 
     def mix(self, heads: Tensor) -> Tensor:
         """What attention adds to the residual stream, (B, T, D) wide, from its heads (B, H, T, d)."""
-        return F.linear(heads.transpose(1, 2).flatten(2), self.out).to(wide(self.out.dtype))
+        joined = heads.transpose(1, 2).flatten(2)
+        out = F.linear(joined, self.out)
+        if self.lora is not None:
+            out = out + self.lora.out(joined)
+        return out.to(wide(self.out.dtype))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """What the SwiGLU network (arXiv 2002.05202) adds to the residual stream, (B, T, D) wide."""

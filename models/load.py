@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from models.adapter import adapter_options, load_adapter
+from models.adapter import adapter_digest, adapter_options, apply_adapter
 from models.calibration import read_heads, read_layers
 from models.codec import StateKind
-from models.config import MemoryConfig
+from models.config import MemoryConfig, fingerprint
 from models.errors import ConfigError
 from models.memory import MECHANISMS
 from models.memory.base import find_mechanism
@@ -105,14 +105,16 @@ def assemble(
     dtype = checkpoint.tensors["model.embed_tokens.weight"].dtype
     mechanism = find_mechanism(memory, MECHANISMS)
     built = mechanism.build(checkpoint.config, config, dtype)
-    if adapter is not None:
-        load_adapter(adapter, built)
     decoder = Decoder(weights or weights_of(checkpoint), built.requires_grad_(False))
+    kept = decoder.memory_fingerprint()
+    if adapter is not None:
+        decoder = apply_adapter(adapter, decoder)
+        kept = fingerprint(kept, adapter_digest(adapter))
     return LoadedModel(
         decoder=decoder,
         tokenizer=Tokenizer.of(checkpoint.tokenizer),
         fingerprint=checkpoint.fingerprint,
-        kind=StateKind(checkpoint.fingerprint, decoder.memory_fingerprint(), decoder.spec()),
+        kind=StateKind(checkpoint.fingerprint, kept, decoder.spec()),
         parameters=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
     )
 

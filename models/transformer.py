@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
 from models.config import ModelConfig, fingerprint
 from models.layers import Layer, Rotary, rms_norm, rotate, wide
+from models.lora import AttentionLora
 from models.memory.base import Memory
 from models.memory.ring import Piece, Ring
 from models.state import MemoryState, Spec, TensorSpec
@@ -34,6 +36,24 @@ class Weights(nn.Module):
             Layer(config, tensors, f"model.layers.{index}") for index in range(config.num_layers)
         )
         self.rotary = Rotary(config, embedding.device, rope_factors, embedding.dtype)
+
+    def layer(self, index: int) -> Layer:
+        """One layer. Raises `IndexError` where there is none."""
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def loras(self) -> dict[int, AttentionLora]:
+        """The adaptations that are not merged, by layer."""
+        found = {index: self.layer(index).lora for index in range(len(self.layers))}
+        return {index: lora for index, lora in found.items() if lora is not None}
+
+    def with_layers(self, changed: Mapping[int, Layer]) -> Weights:
+        """The same weights but for some layers, by index; nothing is copied."""
+        weights = copy.copy(self)
+        layers = [changed.get(index, layer) for index, layer in enumerate(self.layers)]
+        weights._modules = {**self._modules, "layers": nn.ModuleList(layers)}
+        return weights
 
 
 class Decoder(nn.Module):
@@ -80,18 +100,23 @@ class Decoder(nn.Module):
 
         Rows may stand at different positions; any cutting of the same tokens into calls gives the same state.
         """
+        hidden, state = self.run(tokens, state)
+        return self.read_out(hidden if logits == "all" else hidden[:, -1]), state
+
+    def run(self, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """As `forward`, up to the hidden outputs (B, T, D), wide: `read_out` of those that matter gives logits."""
         pieces = self._ring.plan(tokens, state)
         position = state.read("position")  # (B,)
         length = tokens.shape[1]
         cos, sin = self.weights.rotary.table(position[:, None] + torch.arange(length, device=tokens.device))
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
-        for index, layer in enumerate(self.weights.layers):
-            assert isinstance(layer, Layer)
+        for index in range(self.config.num_layers):
+            layer = self.weights.layer(index)
             x = x + self._attention(index, layer, x, cos, sin, pieces, state)
             x = x + layer.feed_forward(x)
         state.write("position", position + length)
         state.write("hidden", x[:, -1])
-        return self.read_out(x if logits == "all" else x[:, -1]), state
+        return x, state
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """Wide logits (..., V) of hidden outputs (..., D)."""

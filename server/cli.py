@@ -1,4 +1,4 @@
-"""`palimpsest-server`: serve, calibrate, fetch, version."""
+"""`palimpsest-server`: serve, calibrate, adapt, fetch, version."""
 
 from __future__ import annotations
 
@@ -84,6 +84,15 @@ def calibrate(
     options = {"--out": out, "--book": book, "--heads": heads}
     given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     _run_module("models.calibrate", model, *given)
+
+
+@main.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def adapt(context: typer.Context) -> None:
+    """Teach a pretrained model to use a memory; writes an adapter. `adapt --help` lists its options."""
+    _run_module("models.adapt", *context.args)
 
 
 @main.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from models.adapt.curriculum import Curriculum
 from models.adapt.optimizer import build_optimizer, warm_up
 from models.adapt.settings import TrainSettings
 from models.adapt.tasks.base import Batch, Task
+from models.state import MemoryState
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 
@@ -36,7 +37,8 @@ class Progress:
 class Trainer:
     """Teaches one decoder one task. The same seed and settings give the same model on the same machine.
 
-    What asks for gradients in the decoder is trained, be it all or a memory alone. With a `checkpoint` path a run goes on from
+    What asks for gradients in the decoder is trained, be it all or a memory alone. `base` is what batches that imitate are
+    compared with. With a `checkpoint` path a run goes on from
     there, if the file exists, and saves itself every `save_every` steps and at the end.
     """
 
@@ -47,8 +49,9 @@ class Trainer:
         settings: TrainSettings,
         checkpoint: Path | None = None,
         save_every: int = 200,
+        base: Decoder | None = None,
     ) -> None:
-        self._decoder, self._task, self._settings = decoder, task, settings
+        self._decoder, self._task, self._settings, self._base = decoder, task, settings, base
         self._checkpoint, self._save_every = checkpoint, save_every
         self._optimizer = build_optimizer(decoder, settings)
         self._generator = torch.Generator().manual_seed(settings.seed)
@@ -85,7 +88,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if segments == longest:
+        if segments == longest and batch.graded:
             self._curriculum.note(accuracy)
         self.progress = Progress(
             step=number + 1,
@@ -111,14 +114,17 @@ class Trainer:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory, asked = self._decoder.memory, int(batch.asked.sum())
         total, right = 0.0, 0
+        example = self._base.empty_state(len(batch.tokens)) if self._base is not None and batch.imitate else None
         for part in _parts(batch, self._settings.truncate * memory.config.segment):
             with torch.set_grad_enabled(bool(part.asked.any())):  # nothing can be learned where nothing is asked
                 memory.losses = []
-                logits, _ = self._decoder(part.tokens, state, logits="all")
-                chosen, targets = logits[part.asked], part.targets[part.asked]
+                hidden, _ = self._decoder.run(part.tokens, state)
+                chosen, targets = self._decoder.read_out(hidden[part.asked]), part.targets[part.asked]
                 loss = F.cross_entropy(chosen, targets, reduction="sum") / asked
                 whole = sum(memory.losses, loss)
                 memory.losses = None
+                if example is not None:
+                    whole = whole + batch.imitate / asked * self._divergence(part, example, chosen)
             if len(targets):
                 whole.backward()
                 total += float(loss.detach())
@@ -126,6 +132,14 @@ class Trainer:
             state = state.detached()
         self._carried = state if self._settings.carry else None
         return total, right / asked
+
+    def _divergence(self, part: Batch, example: MemoryState, logits: Tensor) -> Tensor:
+        """KL of the base model's distributions from ours, logits (n, V), summed over what is asked; reads the part on."""
+        assert self._base is not None
+        with torch.no_grad():
+            hidden, _ = self._base.run(part.tokens, example)
+            wanted = self._base.read_out(hidden[part.asked]).log_softmax(dim=-1)
+        return F.kl_div(logits.log_softmax(dim=-1), wanted, reduction="sum", log_target=True)
 
     def _save(self) -> None:
         if self._checkpoint is None:
@@ -138,8 +152,7 @@ class Trainer:
             self._decoder,
             self._optimizer,
             {
-                "settings": repr(self._settings),
-                "task": repr(self._task),
+                **self._identity(),
                 "counts": counts,
                 "curriculum": self._curriculum.save(),
                 "generator": self._generator.get_state(),
@@ -147,9 +160,13 @@ class Trainer:
             },
         )
 
+    def _identity(self) -> dict[str, str]:
+        """What the same training has in common over all its runs: not how long each of them may take."""
+        settings = replace(self._settings, steps=TrainSettings.steps, seconds=TrainSettings.seconds)
+        return {"settings": repr(settings), "task": repr(self._task)}
+
     def _resume(self, path: Path) -> None:
-        run = {"settings": repr(self._settings), "task": repr(self._task)}
-        saved = read_checkpoint(path, self._decoder, self._optimizer, run)
+        saved = read_checkpoint(path, self._decoder, self._optimizer, self._identity())
         self._curriculum.load(saved["curriculum"])
         self._generator.set_state(saved["generator"])
         self._before = saved["counts"]["seconds"]
@@ -176,4 +193,4 @@ def _parts(batch: Batch, size: int) -> Iterator[Batch]:
         batch.tokens.split(size, dim=1), batch.targets.split(size, dim=1), strict=True
     )
     for tokens, targets in pieces:
-        yield Batch(tokens, targets)
+        yield Batch(tokens, targets, batch.imitate, batch.graded)

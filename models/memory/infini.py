@@ -31,10 +31,14 @@ class InfiniConfig(LayeredConfig):
 
     `normalised`, for `delta` alone, counts a key in the normaliser only as far as it is new. `write_init` and `decay_init`, for
     `gated_delta` alone, are the strength of a write (0 to 1) and the part of the memory that fades with a token, before training.
+
+    With `projections` keys and queries pass through maps of the memory's own, (d, d) a head, which begin as the identity: a
+    pretrained model can then learn to store by other features than those it attends by.
     """
 
     rule: Literal["linear", "delta", "gated_delta"] = "delta"
     normalised: bool = False
+    projections: bool = False
     gate_init: float = -10.0
     write_init: float = 0.8
     decay_init: float = 1e-5
@@ -63,9 +67,16 @@ class Infini(Memory):
         self._kv_heads, self._groups, self._size = model.num_kv_heads, model.queries_per_kv, model.head_dim
         self._wide = wide(dtype)
         self.gate = self._parameter(model.num_heads, fill=config.gate_init)  # (layers, H)
+        if config.projections:
+            self.query_map = self._identity(model.num_heads)  # (layers, H, d, d)
+            self.key_map = self._identity(self._kv_heads)
 
     def _parameter(self, *shape: int, fill: float = 0.0) -> nn.Parameter:
         return nn.Parameter(torch.full((len(self._layers), *shape), fill, dtype=self._wide))
+
+    def _identity(self, heads: int) -> nn.Parameter:
+        same = torch.eye(self._size, dtype=self._wide)
+        return nn.Parameter(same.expand(len(self._layers), heads, -1, -1).clone())
 
     def spec(self) -> Spec:
         """The matrices, wide whatever the weights are: their sums grow with the session."""
@@ -78,7 +89,10 @@ class Infini(Memory):
         if layer not in self._layers or not any(filled):
             return None
         index = self._layers[layer]
-        out = self._recall(index, state, asked.plain.to(self._wide).flatten(2, 3))
+        queries = asked.plain.to(self._wide)  # (B, K, G, t, d)
+        if self.config.projections:
+            queries = queries @ self.query_map[index].unflatten(0, (self._kv_heads, self._groups))
+        out = self._recall(index, state, queries.flatten(2, 3))
         return Beside(
             heads=list(range(self._kv_heads)),
             out=out.view(asked.plain.shape),
@@ -89,8 +103,11 @@ class Infini(Memory):
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Write the evicted tokens, all but the sinks."""
         if layer in self._layers:
+            index, keys = self._layers[layer], evicted.keys
+            if self.config.projections:
+                keys = keys @ self.key_map[index]
             counted = evicted.counted[:, None, :, None].to(self._wide)  # (B, 1, S, 1)
-            self._write(self._layers[layer], state, evicted.keys, evicted.values.to(self._wide), counted)
+            self._write(index, state, keys, evicted.values.to(self._wide), counted)
 
     @abstractmethod
     def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:

