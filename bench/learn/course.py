@@ -36,6 +36,8 @@ class Course:
     train: TrainSettings
     before: TrainSettings | None = None
     """A training before that of `train`: of shorter sequences, say."""
+    after: TrainSettings | None = None
+    """A training behind that of `train`, with lower rates, for a mechanism that would go on wavering; its control has none."""
     ring: Ring = Ring()
     model: SmallModel = field(default_factory=SmallModel)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -55,14 +57,14 @@ class Course:
 
     def as_control(self) -> Course:
         """The same course for the control."""
-        return replace(self, mechanism=self.control, variant="", options={}, rates={})
+        return replace(self, mechanism=self.control, variant="", options={}, rates={}, after=None)
 
     @property
     def trainings(self) -> tuple[TrainSettings, ...]:
         """How its model is trained, one after the other."""
         changes: dict[str, Any] = dict(self.rates)
-        stages = (self.train,) if self.before is None else (self.before, self.train)
-        return tuple(replace(stage, **changes) for stage in stages)
+        stages = (self.before, self.train, self.after)
+        return tuple(replace(stage, **changes) for stage in stages if stage is not None)
 
     def build(self) -> Decoder:
         """Its model, before any training."""

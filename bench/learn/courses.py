@@ -38,6 +38,8 @@ _MEMORIZING = _Memory(
 _SIGNAL = {"basis": 64, "samples": 64, "widths": (0.02, 0.04), "tau": 0.9, "gate_init": 0.0}
 _PLAIN = _Memory("continuous", "plain", _SIGNAL)
 _STICKY = _Memory("continuous", "sticky", {**_SIGNAL, "sticky": True})
+_LASTING = {**_SIGNAL, "tau": 0.98}
+"""For sequences of many folds, each of which leaves a token τ of its weight."""
 _TRANSFORMER_XL = _Memory("transformer_xl")
 
 _ASSOCIATIVE = (_LINEAR, _DELTA, _GATED_DELTA, _FEEDBACK, _COMPRESSIVE, _MEMORIZING)
@@ -165,14 +167,28 @@ _SORTING = Course(
     control="transformer_xl",  # without sinks the same as `window`
 )
 
+# Sticky densities waver between good and bad steps at these rates, with some seeds for ever.
+_SETTLING = replace(
+    _PASSKEY.train,
+    first_segments=10,
+    steps=400,
+    learning_rate=8e-4,
+    memory_learning_rate=5e-3,
+    gate_learning_rate=1e-2,
+    stop_at=0.995,
+)
+
 COURSES: tuple[Course, ...] = (
-    *_courses(_PASSKEY, (*_ASSOCIATIVE, _PLAIN, _STICKY, _TRANSFORMER_XL)),
+    *_courses(_PASSKEY, (*_ASSOCIATIVE, _PLAIN, _TRANSFORMER_XL)),
+    *_courses(replace(_PASSKEY, after=_SETTLING), (_STICKY,)),
     *_courses(_ONE_DIGIT, (_PLAIN, _STICKY)),
-    *_courses(_ANYWHERE, (*_ASSOCIATIVE, _PLAIN, _STICKY, _TRANSFORMER_XL)),
+    *_courses(_ANYWHERE, (*_ASSOCIATIVE, _PLAIN, _TRANSFORMER_XL)),
+    *_courses(replace(_ANYWHERE, after=_SETTLING), (_STICKY,)),
     REACH,
     COMPRESSED,
     *_courses(_REWRITE, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
     *_courses(_MQAR, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
     *_courses(_COPY, (*_ASSOCIATIVE, _PLAIN, _STICKY)),
-    *_courses(_SORTING, (_Memory("continuous", "plain", {**_SIGNAL, "tau": 0.98}), *_ASSOCIATIVE)),
+    *_courses(_SORTING, (replace(_PLAIN, options=_LASTING), replace(_STICKY, options=_LASTING | {"sticky": True}))),
+    *_courses(_SORTING, _ASSOCIATIVE),
 )

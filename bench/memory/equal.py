@@ -1,8 +1,8 @@
-"""How many bytes two memories need for the same likelihood: `python -m bench.memory.equal --train PATH --book PATH`.
+"""How many bytes two memories need for the same likelihood of a book: `python -m bench.memory.equal --adapter FILE --book PATH`.
 
 Infini-attention reports that its memory is 114 times smaller than a Memorizing Transformer's of a worse perplexity (arXiv
-2404.07143, table 2). Here small byte models read one novel and are judged on another. The memorizing model is trained once and
-judged with queues of several lengths, so that the length can be found at which it does as well as `infini`.
+2404.07143, table 2). Here the same pretrained model reads a book with an `infini` memory that an adapter has taught to it, and
+with queues of several lengths, so that the length can be found at which a queue does as well.
 """
 
 from __future__ import annotations
@@ -11,85 +11,38 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from rich.console import Console
 
-from models.adapt.settings import TrainSettings
-from models.adapt.small import SmallModel, build_small
-from models.adapt.tasks.text import Text
-from models.adapt.train import Progress, Trainer
-from models.memory import MECHANISMS
-from models.memory.memorizing import MemorizingConfig
+from bench.reading import Reader
+from models.load import Offer, load_offers
 from models.state import spec_nbytes
-from models.transformer import Decoder
+from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent.parent / "results" / "equal.json"
-RING = {"window": 64, "segment": 64, "sinks": 0}
-MODEL = SmallModel(layers=2, hidden=96, heads=3, kv_heads=3, inner=256)
-MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "window": ("window", RING),
-    "infini": ("infini", {**RING, "rule": "delta", "gate_init": -1.0}),
-    "memorizing": (
-        "memorizing",
-        {**RING, "layers": (1,), "entries": 1024, "top_k": 32, "gate": "learned", "gate_init": -1.0},
-    ),
-}
-QUEUES = (64, 128, 256, 512, 1024)
-SPAN, SPANS, SETTLED = 4_096, 16, 512
-"""Bytes of a stretch of the book, how many of them, and from which byte on they count."""
+QUEUES = (256, 512, 1024, 2048, 4096)
+LENGTH, SETTLED, STRETCHES = 8_192, 2_048, 4
+"""Tokens of a stretch of the book, from which on they count, and how many stretches at even distances."""
 
 
-def train(name: str, text: Text, steps: int) -> Decoder:
-    """A small byte model over one of the memories."""
-    memory, options = MODELS[name]
-    decoder = build_small(MODEL, text.vocab_size, memory, options)
-    settings = TrainSettings(
-        first_segments=8,
-        last_segments=8,
-        steps=steps,
-        batch=8,
-        learning_rate=3e-3,
-        advance_at=1.0,
-        stop_at=1.0,
-    )
-
-    def say(progress: Progress) -> None:
-        if progress.step % 20 == 0:
-            print(f"{name}: step {progress.step}, {progress.loss:.3f} nats, {progress.seconds:.0f} s", flush=True)
-
-    Trainer(decoder, text, settings).run(say)
-    return decoder.requires_grad_(False)
+def offers(model: str, adapter: Path) -> Iterator[Offer]:
+    """The window alone, what the adapter has taught, and queues in the same layers."""
+    yield Offer(model, "window")
+    yield Offer(model, "infini", adapter=adapter)
+    for entries in QUEUES:
+        yield Offer(model, "memorizing", {"entries": entries})
 
 
-@torch.inference_mode()
-def nats(decoder: Decoder, book: Text) -> float:
-    """Nats a byte, over stretches of the book at even distances."""
-    encoded = book.encoded
-    starts = torch.linspace(0, len(encoded) - SPAN - 1, SPANS).long()[:, None]
-    stretch = encoded[starts + torch.arange(SPAN + 1)]
-    state, parts = decoder.empty_state(SPANS), []
-    for begin in range(0, SPAN, SETTLED):
-        chunk = stretch[:, begin : begin + SETTLED]
-        logits, state = decoder(chunk, state, logits="all")
-        wanted = stretch[:, begin + 1 : begin + SETTLED + 1]
-        parts.append(F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(SPANS, -1))
-    return float(torch.cat(parts, dim=1)[:, SETTLED:].mean())
-
-
-def with_queue(decoder: Decoder, entries: int) -> Decoder:
-    """The same trained memorizing model with a queue of another length."""
-    config = decoder.memory.config
-    assert isinstance(config, MemorizingConfig)
-    shorter = MECHANISMS["memorizing"].build(
-        decoder.config, replace(config, entries=entries, top_k=min(config.top_k, entries)), torch.float32
-    )
-    shorter.load_state_dict(decoder.memory.state_dict())
-    return Decoder(decoder.weights, shorter)
+def nats(reader: Reader, book: Sequence[int]) -> float:
+    """Nats a token, over the stretches."""
+    last = len(book) - LENGTH - 1
+    begins = [round(number / (STRETCHES - 1) * last) for number in range(STRETCHES)]
+    losses = [reader.losses(book[begin : begin + LENGTH])[SETTLED:] for begin in begins]
+    return float(torch.cat(losses).mean())
 
 
 def equal_bytes(rows: Sequence[Mapping[str, Any]], wanted: float) -> float | None:
@@ -105,29 +58,26 @@ def equal_bytes(rows: Sequence[Mapping[str, Any]], wanted: float) -> float | Non
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory.equal")
-    parser.add_argument("--train", type=Path, required=True, help="a text to learn from")
-    parser.add_argument("--book", type=Path, required=True, help="another one, to be judged on")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--adapter", type=Path, required=True, help="of infini, trained on plain text")
+    parser.add_argument("--book", type=Path, required=True, help="a text that nothing was trained on")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    text, book = (Text(path.read_text(encoding="utf-8")) for path in (options.train, options.book))
+    console, book = Console(), options.book.read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = []
-    for name in MODELS:
-        decoder = train(name, text, options.steps)
-        chosen = [with_queue(decoder, entries) for entries in QUEUES] if name == "memorizing" else [decoder]
-        for one in chosen:
-            size = spec_nbytes(one.memory.spec())
-            entries = getattr(one.memory.config, "entries", 0)
-            rows.append({"memory": name, "entries": entries, "memory_bytes": size, "nll": round(nats(one, book), 4)})
-            print(rows[-1], flush=True)
+    for offer in offers(options.model, options.adapter):
+        [loaded] = load_offers([offer], dtype=torch.bfloat16).values()
+        figures = nats(Reader(offer.memory, loaded), loaded.tokenizer.encode(book))
+        size = spec_nbytes(loaded.decoder.memory.spec())
+        entries = offer.options.get("entries", 0)
+        rows.append({"memory": offer.memory, "entries": entries, "memory_bytes": size, "nll": round(figures, 5)})
+        console.print(rows[-1])
     infini = next(row for row in rows if row["memory"] == "infini")
     needed = equal_bytes(rows, infini["nll"])
     ratio = None if needed is None else round(needed / infini["memory_bytes"], 2)
-    found = {"steps": options.steps, "rows": rows, "bytes_of_memorizing_over_infini": ratio, "paper": 114}
+    found = {"rows": rows, "bytes_of_memorizing_over_infini": ratio, "paper": 114}
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(found["bytes_of_memorizing_over_infini"])
+    console.print(f"{ratio} times the bytes; the paper: 114")
 
 
 if __name__ == "__main__":
