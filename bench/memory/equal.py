@@ -24,17 +24,19 @@ from models.state import spec_nbytes
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent.parent / "results" / "equal.json"
-QUEUES = (256, 512, 1024, 2048, 4096)
-LENGTH, SETTLED, STRETCHES = 8_192, 2_048, 4
+SEGMENT = 32
+"""Short, so that a queue may be, too: it must have room for one segment."""
+QUEUES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+LENGTH, SETTLED, STRETCHES = 6_144, 2_048, 4
 """Tokens of a stretch of the book, from which on they count, and how many stretches at even distances."""
 
 
 def offers(model: str, adapter: Path) -> Iterator[Offer]:
     """The window alone, what the adapter has taught, and queues in the same layers."""
-    yield Offer(model, "window")
-    yield Offer(model, "infini", adapter=adapter)
+    yield Offer(model, "window", {"segment": SEGMENT})
+    yield Offer(model, "infini", {"segment": SEGMENT}, adapter=adapter)
     for entries in QUEUES:
-        yield Offer(model, "memorizing", {"entries": entries})
+        yield Offer(model, "memorizing", {"segment": SEGMENT, "entries": entries, "top_k": min(32, entries)})
 
 
 def nats(reader: Reader, book: Sequence[int]) -> float:
