@@ -10,9 +10,10 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,12 +27,14 @@ from bench.reading import (
     window_reader,
 )
 from bench.trials import Trials
+from models.load import Offer, load_offers
 from models.probes import prose
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent / "results" / "recall.json"
+DEPTHS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 TASKS = ("passkey", "needle", "facts", "nll")
 console = Console(stderr=True)
 
@@ -61,6 +64,11 @@ class Recall:
         """See `Trials.passkey`."""
         self._report(reader, "passkey", length, self._trials.passkey(reader, length, trials))
 
+    def passkey_by_depth(self, reader: Reader, length: int, trials: int) -> None:
+        """At the start, in the middle and at the end, so many trials each."""
+        for name, depth in DEPTHS.items():
+            self._report(reader, "passkey", length, self._trials.passkey(reader, length, trials, depth), name)
+
     def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> None:
         """See `Trials.needles`."""
         self._report(reader, "needle", length, self._trials.needles(reader, length, trials, haystacks))
@@ -76,9 +84,9 @@ class Recall:
             Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes)
         )
 
-    def _report(self, reader: Reader, task: str, length: int, right: Sequence[float]) -> None:
+    def _report(self, reader: Reader, task: str, length: int, right: Sequence[float], depth: str = "spread") -> None:
         accuracy = round(sum(right) / len(right), 4)
-        self._add(Result(reader.name, task, length, "spread", len(right), accuracy, reader.state_bytes))
+        self._add(Result(reader.name, task, length, depth, len(right), accuracy, reader.state_bytes))
 
     def _add(self, result: Result) -> None:
         self.results.append(result)
@@ -89,13 +97,29 @@ class Recall:
         )
 
     def _save(self) -> None:
-        """Write what there is, after every figure: runs are long. Other tasks of an earlier run stay."""
-        measured = {one.task for one in self.results}
+        """Write what there is, after every figure: runs are long. What else an earlier run measured stays."""
+        measured = {_what(asdict(one)) for one in self.results}
         earlier = json.loads(self._out.read_text(encoding="utf-8")) if self._out.exists() else []
-        rows = [row for row in earlier if row["task"] not in measured] + [asdict(one) for one in self.results]
+        rows = [row for row in earlier if _what(row) not in measured] + [asdict(one) for one in self.results]
         rows.sort(key=lambda row: (TASKS.index(row["task"]), row["length"]))
         self._out.parent.mkdir(parents=True, exist_ok=True)
         self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is a measurement of."""
+    return row["mechanism"], row["task"], row["length"], row["depth"]
+
+
+def offer_reader(model: str, offer: str) -> Reader:
+    """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}."""
+    chosen: dict[str, Any] = json.loads(offer) if offer.startswith("{") else {"memory": offer}
+    adapter = Path(chosen["adapter"]) if "adapter" in chosen else None
+    [loaded] = load_offers(
+        [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)], dtype=torch.bfloat16
+    ).values()
+    rule = chosen.get("options", {}).get("rule", getattr(loaded.decoder.memory.config, "rule", ""))
+    return Reader(" ".join(filter(None, (chosen["memory"], rule))), loaded)
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -117,11 +141,19 @@ def main() -> None:
     parser.add_argument("--book", type=Path, help="a long plain text as haystack; default: generated prose")
     parser.add_argument("--quick", action="store_true", help="short lengths, few trials")
     parser.add_argument("--only", nargs="*", choices=TASKS)
+    parser.add_argument("--offer", help="only this memory, on passkeys at the start, in the middle and at the end")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[32_768], help="tokens, with --offer")
+    parser.add_argument("--trials", type=int, default=10, help="at each length and depth, with --offer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
     recall = Recall(checkpoint, book, options.out)
+    if options.offer:
+        reader = offer_reader(options.model, options.offer)
+        for length in options.lengths:
+            recall.passkey_by_depth(reader, length, options.trials)
+        return
     slots, window = slots_reader(checkpoint), window_reader(checkpoint)
     scale = 4 if options.quick else 1
     tasks = options.only or TASKS

@@ -33,14 +33,15 @@ class Trials:
         self.tokenizer = tokenizer
         self.book = tokenizer.encode(book)
 
-    def passkey(self, reader: Reader, length: int, trials: int) -> list[float]:
-        """Trials at even depths of a filler of `length` tokens; the whole number has to be right."""
+    def passkey(self, reader: Reader, length: int, trials: int, depth: float | None = None) -> list[float]:
+        """Trials at even depths of a filler of `length` tokens, or all at one depth; the whole number has to be right."""
         source = random.Random(length)
         one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
         hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
         borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
         last = len(borders) - 1
-        planted = [Trial(passkey(source), borders[round(index / max(1, trials - 1) * last)]) for index in range(trials)]
+        depths = [index / max(1, trials - 1) if depth is None else depth for index in range(trials)]
+        planted = [Trial(passkey(source), borders[round(one * last)]) for one in depths]
         return self._find(reader, "passkey", hay, planted)
 
     def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from bench.faults.account import Verdict
 from bench.faults.author import Author, Pace, send_text
 from bench.faults.ledger import Appended, Entry, Ledger, Said
-from bench.faults.wire import Answer, Fields, HasUrl, Wire
+from bench.faults.wire import Answer, Fields, HasUrl, PatientWire, Wire
 
 CONTINUATION = 24
 REPEATED = 6
@@ -35,7 +35,7 @@ class Judge:
         """
         verdict = Verdict()
         reader = Author("judge", session_id, ledger, servers, self._choose, pace=Pace(patience=10.0))
-        async with Wire(self._undisturbed) as reference, reader:
+        async with PatientWire(self._undisturbed) as reference, reader:
             twin = await reference.create()
             await self._replay(reference, twin, ledger.in_order, verdict)
             found = await reader.insist(lambda wire: wire.session(session_id), "reading the session")
@@ -107,7 +107,7 @@ async def _do_again(reference: Wire, twin: str, entry: Entry) -> Fields:
     if count == 0:
         return {**await _take_prompt(reference, twin, entry), "text": ""}
     fields = {"max_tokens": count, "temperature": 0.0} | ({"prompt": entry.prompt} if entry.prompt else {})
-    return (await reference.ask("POST", f"/v1/sessions/{twin}/generate", fields)).fields
+    return (await reference.ask("POST", f"/v1/sessions/{twin}/generate", fields, op_id=entry.op_id)).fields
 
 
 async def _take_prompt(reference: Wire, twin: str, entry: Said) -> Fields:

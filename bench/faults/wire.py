@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -16,6 +17,7 @@ from server.errors import FAMILIES
 Fields = Mapping[str, Any]
 RETRYABLE = frozenset({409, 429, 503})
 """Status codes that ask to try again."""
+_ATTEMPTS = 10
 STATUS = {family.default_code: family.status for family in FAMILIES.values()}
 """What the status of an error would have been, for one that came within a stream."""
 
@@ -139,6 +141,33 @@ class Wire:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.aclose()
+
+
+class PatientWire(Wire):
+    """One that asks again when the server says to: for a server that nothing befalls, on a machine that may be slow.
+
+    What changes a session needs an `op_id`, so that it is done once.
+    """
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        fields: Fields | None = None,
+        *,
+        body: bytes | None = None,
+        op_id: str | None = None,
+        if_match: str | None = None,
+    ) -> Answer:
+        """See `Wire.ask`."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await super().ask(method, path, fields, body=body, op_id=op_id, if_match=if_match)
+            except Refused as refusal:
+                if refusal.status not in RETRYABLE:
+                    raise
+                await asyncio.sleep(refusal.retry_after or 0.5)
+        return await super().ask(method, path, fields, body=body, op_id=op_id, if_match=if_match)
 
 
 async def _read(response: httpx2.Response) -> AsyncGenerator[Event, None]:
