@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -60,24 +61,42 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error
 
 
+def resume_adapter(path: Path, decoder: Decoder) -> None:
+    """Let what is being learned begin where an adapter left it. Raises `ConfigError` when the file does not fit."""
+    with _fitting(path, decoder):
+        parts = _parts(load_file(path))
+        decoder.memory.load_state_dict(parts.pop("memory", {}), strict=True)
+        loras = decoder.weights.loras()
+        if loras.keys() != {int(name) for name in parts}:
+            raise ValueError(f"it changes the layers {sorted(map(int, parts))} and not {sorted(loras)}")
+        for name, tensors in parts.items():
+            loras[int(name)].load_state_dict(tensors, strict=True)
+
+
 def apply_adapter(path: Path, decoder: Decoder) -> Decoder:
     """A decoder with what was learned, merged into weights of its own where it changes them; the rest is shared.
 
     Raises `ConfigError` when the file does not fit.
     """
-    try:
+    weights, changed = decoder.weights, {}
+    with _fitting(path, decoder):
         parts = _parts(load_file(path))
         decoder.memory.load_state_dict(parts.pop("memory", {}), strict=True)
-        weights = decoder.weights
-        changed = {}
         for name, tensors in parts.items():
             layer, lora = weights.layer(int(name)), AttentionLora(decoder.config, len(tensors["q_proj_down"]))
             lora.load_state_dict(tensors, strict=True)
             changed[int(name)] = layer.adapted(lora.to(decoder.device)).merged()
+    return Decoder(weights.with_layers(changed), decoder.memory)
+
+
+@contextmanager
+def _fitting(path: Path, decoder: Decoder) -> Iterator[None]:
+    """Say of whatever goes wrong that the adapter does not fit."""
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, ValueError, LookupError) as error:
         names = ", ".join(field.name for field in fields(decoder.memory.config))
         raise ConfigError(f"the adapter {path} does not fit the memory's settings ({names}): {error}") from error
-    return Decoder(weights.with_layers(changed), decoder.memory)
 
 
 def adapter_digest(path: Path) -> str:

@@ -68,6 +68,8 @@ class Decoder(nn.Module):
         self.weights, self.config = weights, weights.config
         self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
         self.memory = memory.to(self.device)
+        self.memory_learns = False
+        """Whether what is written keeps its gradients where the rest of a call does not."""
         self._ring = Ring(self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows)
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)
@@ -142,16 +144,21 @@ class Decoder(nn.Module):
             state.write_at("ring_keys", index, piece.places, key[:, :, span])
             state.write_at("ring_values", index, piece.places, value[:, :, span])
             outs.append(self._attend(index, piece, query[:, :, span], near_query[:, :, span], state))
-            if piece.finish is not None:
-                self.memory.finish(index, layer, piece.finish.state, self._ring.finished(index, piece.finish))
-            if piece.fold is not None:
-                evicted = self._ring.evict(index, piece.fold)
-                if self.memory.losses is not None:
-                    groups = (self.config.num_kv_heads, self.config.queries_per_kv)
-                    evicted = replace(evicted, queries=query[:, :, span].unflatten(1, groups))
-                self.memory.fold(index, piece.fold.state, evicted)
+            with torch.set_grad_enabled(torch.is_grad_enabled() or self.memory_learns):
+                self._write(index, layer, piece, query[:, :, span])
         out = torch.cat(outs, dim=3) if len(outs) > 1 else outs[0]  # (B, K, G, T, d)
         return layer.mix(out.flatten(1, 2))
+
+    def _write(self, index: int, layer: Layer, piece: Piece, query: Tensor) -> None:
+        """Give the memory what a piece with these queries (B, H, t, d) has completed, and what it has driven out of the ring."""
+        if piece.finish is not None:
+            self.memory.finish(index, layer, piece.finish.state, self._ring.finished(index, piece.finish))
+        if piece.fold is not None:
+            evicted = self._ring.evict(index, piece.fold)
+            if self.memory.losses is not None:
+                groups = (self.config.num_kv_heads, self.config.queries_per_kv)
+                evicted = replace(evicted, queries=query.unflatten(1, groups))
+            self.memory.fold(index, piece.fold.state, evicted)
 
     def _attend(self, index: int, piece: Piece, query: Tensor, near_query: Tensor, state: MemoryState) -> Tensor:
         kv_heads, groups = self.config.num_kv_heads, self.config.queries_per_kv

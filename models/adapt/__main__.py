@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objectives
 from models.adapt.settings import TrainSettings
 from models.adapt.train import Progress, Trainer
-from models.adapter import save_adapter
+from models.adapter import resume_adapter, save_adapter
 from models.errors import ModelsError
 from models.load import DTYPES, weights_of
 from models.probes import prose
@@ -59,6 +59,7 @@ def main() -> None:
         default={"passkey": 1.0},
         help=f"what is taught and how often, such as passkey=2,text=1; there are {', '.join(OBJECTIVES)}",
     )
+    parser.add_argument("--start", type=Path, help="an adapter to begin with, of the same memory, settings and rank")
     parser.add_argument("--book", type=Path, help="a long plain text to hide needles in; default: generated prose")
     parser.add_argument(
         "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
@@ -72,6 +73,12 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--gate-learning-rate", type=float, default=1e-2)
     parser.add_argument("--truncate", type=int, default=0, help="segments that gradients flow through; 0: all")
+    parser.add_argument(
+        "--reach",
+        type=int,
+        default=0,
+        help="last segments that the attention learns from, before them only the memory; 0: all",
+    )
     parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="file to save the training in, and to go on from")
@@ -96,6 +103,8 @@ def adapt(options: argparse.Namespace) -> None:
     )
     weights, tokenizer = weights_of(checkpoint), Tokenizer.of(checkpoint.tokenizer)
     decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
+    if options.start is not None:
+        resume_adapter(options.start, decoder)
     text = options.book.read_text("utf-8") if options.book else prose(random.Random(options.seed), 400_000)
     settings = TrainSettings(
         first_segments=options.first_segments,
@@ -108,6 +117,7 @@ def adapt(options: argparse.Namespace) -> None:
         weight_decay=0.0,
         warmup=5,
         truncate=options.truncate,
+        reach=options.reach,
         carry=options.carry,
         seed=options.seed,
     )

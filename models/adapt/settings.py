@@ -35,6 +35,9 @@ class TrainSettings:
     stop_at: float = 0.99
     truncate: int = 0
     """Segments through which gradients flow back; 0: all of the sequence."""
+    reach: int = 0
+    """Segments at the end of a sequence that the model itself learns from; before them the memory alone learns what to write,
+    which costs less than half as much. 0: all of the sequence."""
     carry: float = 0.0
     """The probability that a step begins with the state in which the last one ended (random state passing, arXiv 2404.09173)."""
     seed: int = 0
@@ -50,9 +53,11 @@ class TrainSettings:
                 raise ConfigError(f"{name} of a training must be above 0, not {getattr(self, name)}")
         if self.memory_learning_rate is not None and self.memory_learning_rate <= 0:
             raise ConfigError(f"memory_learning_rate of a training must be above 0, not {self.memory_learning_rate}")
-        for name in ("weight_decay", "warmup", "truncate"):
+        for name in ("weight_decay", "warmup", "truncate", "reach"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} of a training must not be negative, but is {getattr(self, name)}")
+        if self.reach and self.truncate:
+            raise ConfigError("a training takes either truncate or reach, not both: each says where gradients end")
         for name in ("carry", "advance_at", "stop_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} of a training must lie between 0 and 1, not {getattr(self, name)}")

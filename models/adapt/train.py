@@ -112,9 +112,10 @@ class Trainer:
 
     def _learn(self, batch: Batch, state: UnrolledState) -> tuple[float, float]:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
-        memory, asked = self._decoder.memory, int(batch.asked.sum())
-        total, right = 0.0, 0
+        memory = self._decoder.memory
         example = self._base.empty_state(len(batch.tokens)) if self._base is not None and batch.imitate else None
+        batch = self._read_ahead(batch, state, example)
+        asked, total, right = int(batch.asked.sum()), 0.0, 0
         for part in _parts(batch, self._settings.truncate * memory.config.segment):
             with torch.set_grad_enabled(bool(part.asked.any())):  # nothing can be learned where nothing is asked
                 memory.losses = []
@@ -132,6 +133,21 @@ class Trainer:
             state = state.detached()
         self._carried = state if self._settings.carry else None
         return total, right / asked
+
+    def _read_ahead(self, batch: Batch, state: UnrolledState, example: MemoryState | None) -> Batch:
+        """What is left of a batch when all has been read that the memory alone learns from."""
+        settings, length = self._settings, batch.tokens.shape[1]
+        ahead = length - settings.reach * self._decoder.memory.config.segment
+        if not settings.reach or ahead <= 0:
+            return batch
+        with torch.no_grad():
+            self._decoder.memory_learns = True
+            self._decoder.run(batch.tokens[:, :ahead], state)
+            self._decoder.memory_learns = False
+            if example is not None:
+                assert self._base is not None
+                self._base.run(batch.tokens[:, :ahead], example)
+        return replace(batch, tokens=batch.tokens[:, ahead:], targets=batch.targets[:, ahead:])
 
     def _divergence(self, part: Batch, example: MemoryState, logits: Tensor) -> Tensor:
         """KL of the base model's distributions from ours, logits (n, V), summed over what is asked; reads the part on."""

@@ -97,3 +97,17 @@ def test_what_cannot_work_is_said_in_a_line(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_it_begins_where_an_adapter_ends(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert adapt(tiny_model, first, "infini").returncode == 0
+    still = ("--learning-rate", "1e-12", "--gate-learning-rate", "1e-12", "--reach", "3")
+    done = adapt(tiny_model, second, "infini", "--start", str(first), *still)
+    assert done.returncode == 0, done.stderr
+    one, other = load_file(first), load_file(second)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+    refused = adapt(tiny_model, second, "infini", "--start", str(first), "--rank", "0")
+    assert refused.returncode != 0
+    assert "does not fit" in refused.stderr

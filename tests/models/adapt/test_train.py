@@ -14,8 +14,9 @@ from models.adapt.settings import TrainSettings
 from models.adapt.small import SmallModel, build_small
 from models.adapt.tasks.passkey import Passkey
 from models.adapt.train import Progress, Trainer
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
 from models.transformer import Decoder
+from models.unrolled import UnrolledState
 
 TASK = Passkey(digits=1, alphabet=4, filler=2)
 SETTINGS = TrainSettings(first_segments=2, last_segments=3, batch=8, steps=4, warmup=1)
@@ -132,3 +133,43 @@ def test_a_memorys_own_losses_are_learned_from() -> None:
     Trainer(model, TASK, replace(SETTINGS, first_segments=6, last_segments=6, steps=2)).run()
     assert not torch.equal(before["memory.key_kernel"], weights(model)["memory.key_kernel"])
     assert model.memory.losses is None, "serving has no use for them"
+
+
+def one_step(reach: int, memory: str = "infini", **options: object) -> tuple[Decoder, Decoder]:
+    """A model of one layer before and after a step on sequences of eight segments."""
+    ring = {"window": 8, "segment": 4, "sinks": 0}
+    small = SmallModel(layers=1, hidden=32, inner=32)
+    models = [build_small(small, TASK.vocab_size, memory, {**ring, **options}) for _ in range(2)]
+    settings = replace(SETTINGS, first_segments=8, last_segments=8, steps=1, reach=reach)
+    Trainer(models[1], replace(TASK, depth=0.0), settings).run()
+    return models[0], models[1]
+
+
+def test_ahead_of_its_reach_the_memory_learns_what_to_write() -> None:
+    options = {"rule": "gated_delta", "gate_init": 0.0, "write_init": 0.5}
+    _, whole = one_step(0, **options)
+    start, near = one_step(3, **options)
+    before, after, expected = (dict(model.memory.named_parameters()) for model in (start, near, whole))
+    for name in ("write_weight", "write_offset", "decay_offset", "gate"):
+        assert not torch.equal(after[name], before[name]), name
+        # With one layer nothing that is read ahead changes what is written: the same step, whatever the reach.
+        torch.testing.assert_close(after[name], expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_ahead_of_its_reach_the_model_learns_nothing() -> None:
+    task = replace(TASK, depth=0.0)
+    model = decoder()
+    settings = replace(SETTINGS, first_segments=8, last_segments=8, reach=2)
+    trainer = Trainer(model, task, settings)
+    batch = task.batch(torch.Generator().manual_seed(0), 8, 32)
+    state = UnrolledState.start(model.spec(), 8)
+    rest = trainer._read_ahead(batch, state, None)
+    assert rest.tokens.shape[1] == 8
+    assert not state.read("ring_keys").requires_grad
+    assert state.read("infini_memory").requires_grad
+    assert not model.memory_learns
+
+
+def test_reach_and_truncation_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        replace(SETTINGS, reach=1, truncate=1)
