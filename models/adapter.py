@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ _LOCAL = {"window", "segment", "sinks"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
 
 
-def save_adapter(path: Path, decoder: Decoder, mechanism: str, model: str) -> None:
-    """Write what was learned; `model` is the fingerprint of the weights it was learned with."""
+def save_adapter(
+    path: Path, decoder: Decoder, mechanism: str, model: str, made: Mapping[str, Any] | None = None
+) -> None:
+    """Write what was learned; `model` is the fingerprint of the weights it was learned with, `made` says how."""
     learned = {f"memory.{name}": tensor for name, tensor in decoder.memory.state_dict().items()}
     for index, lora in decoder.weights.loras().items():
         learned |= {f"layers.{index}.{name}": tensor for name, tensor in lora.state_dict().items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
     settings = json.dumps(asdict(decoder.memory.config))
     metadata = {"format": FORMAT, "mechanism": mechanism, "model": model, "config": settings}
+    metadata["made"] = json.dumps(made or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
 
@@ -59,6 +63,19 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
         return {name: _plain(value) for name, value in settings.items() if name not in _LOCAL}
     except (KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error
+
+
+def packaged_adapter(mechanism: str, model: str, options: Mapping[str, Any]) -> Path | None:
+    """The adapter in the package for a mechanism and a model, by its fingerprint; None if there is none.
+
+    None, too, where the options want the memory otherwise than it was taught.
+    """
+    path = Path(str(resources.files("models"))) / "adapters" / f"{mechanism}-{model[:12]}.safetensors"
+    if not path.exists():
+        return None
+    taught = adapter_options(path, mechanism, model)
+    wanted = {name: value for name, value in options.items() if name not in _LOCAL}
+    return path if all(taught.get(name) == _plain(value) for name, value in wanted.items()) else None
 
 
 def resume_adapter(path: Path, decoder: Decoder) -> None:

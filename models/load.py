@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.adapter import adapter_digest, adapter_options, apply_adapter
+from models.adapter import adapter_digest, adapter_options, apply_adapter, packaged_adapter
 from models.calibration import read_heads, read_layers
 from models.codec import StateKind
 from models.config import MemoryConfig, fingerprint
@@ -38,7 +38,7 @@ class LoadedModel:
 class Offer:
     """A (model, memory) pair to be served: a checkpoint's name, a mechanism's name, fields of its configuration.
 
-    `calibration` is a file of retrieval heads, if not the one in the package; `adapter` what the memory has learned.
+    `calibration` is a file of retrieval heads, `adapter` what the memory has learned, if not those in the package.
     """
 
     model: str
@@ -67,8 +67,9 @@ def load_offers(
             read[offer.model] = checkpoint, weights_of(checkpoint)
         checkpoint, weights = read[offer.model]
         try:
-            config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, offer.adapter)
-            loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, offer.adapter, weights)
+            adapter = offer.adapter or packaged_adapter(offer.memory, checkpoint.fingerprint, offer.options)
+            config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, adapter)
+            loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, adapter, weights)
         except ConfigError as error:
             raise ConfigError(f"{offer.memory} of {offer.model}: {error}") from error
     return loaded

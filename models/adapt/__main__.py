@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import random
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,14 @@ def adapt(options: argparse.Namespace) -> None:
             trainer.run(say)
         except KeyboardInterrupt:
             console.print("Interrupted: what was learned so far is written.")
-    save_adapter(options.out, decoder, options.memory, checkpoint.fingerprint)
+    reached = trainer.progress
+    made = {
+        "command": shlex.join(("palimpsest-server", "adapt", *sys.argv[1:])),
+        "steps": reached.step,
+        "seconds": round(reached.seconds),
+        "torch": torch.__version__.split("+")[0],
+    }
+    save_adapter(options.out, decoder, options.memory, checkpoint.fingerprint, made)
     size = options.out.stat().st_size / 2**20
     console.print(f"wrote {options.out} ({size:.1f} MiB) and {curve}")
 

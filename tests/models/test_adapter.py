@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from models.adapter import save_adapter
+from models.adapter import packaged_adapter, save_adapter
 from models.errors import ConfigError
 from models.load import LoadedModel, Offer, load_offers
 from models.memory.infini import InfiniConfig
@@ -76,3 +78,26 @@ def test_settings_that_the_parameters_do_not_fit_are_refused(
     trained(checkpoint, tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="does not fit the memory's settings"):
         loaded(tiny_model, tmp_path / "a.safetensors", layers=[0, 1, 2])
+
+
+def test_the_package_has_one_only_for_its_model_and_for_settings_that_agree(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.adapter.resources.files", lambda _: tmp_path)
+    fingerprint = checkpoint.fingerprint
+    assert packaged_adapter("infini", fingerprint, {}) is None
+    path = tmp_path / "adapters" / f"infini-{fingerprint[:12]}.safetensors"
+    trained(checkpoint, path, rule="linear")
+    assert packaged_adapter("infini", fingerprint, {}) == path
+    assert packaged_adapter("infini", fingerprint, {"window": 64, "segment": 32, "rule": "linear"}) == path
+    assert packaged_adapter("infini", fingerprint, {"layers": [1, 3]}) == path
+    assert packaged_adapter("infini", fingerprint, {"rule": "delta"}) is None
+    assert packaged_adapter("feedback", fingerprint, {}) is None
+    assert packaged_adapter("infini", "another" + fingerprint, {}) is None
+
+
+def test_how_it_was_made_is_in_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    decoder = build(checkpoint, InfiniConfig(window=32, segment=16))
+    save_adapter(tmp_path / "a", decoder, "infini", checkpoint.fingerprint, {"steps": 3})
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert json.loads(file.metadata()["made"]) == {"steps": 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_a_memorys_own_losses_are_learned_from() -> None:
     assert model.memory.losses is None, "serving has no use for them"
 
 
-def one_step(reach: int, memory: str = "infini", **options: object) -> tuple[Decoder, Decoder]:
+def one_step(reach: int, memory: str = "infini", **options: Any) -> tuple[Decoder, Decoder]:
     """A model of one layer before and after a step on sequences of eight segments."""
     ring = {"window": 8, "segment": 4, "sinks": 0}
     small = SmallModel(layers=1, hidden=32, inner=32)
@@ -146,7 +147,7 @@ def one_step(reach: int, memory: str = "infini", **options: object) -> tuple[Dec
 
 
 def test_ahead_of_its_reach_the_memory_learns_what_to_write() -> None:
-    options = {"rule": "gated_delta", "gate_init": 0.0, "write_init": 0.5}
+    options: dict[str, Any] = {"rule": "gated_delta", "gate_init": 0.0, "write_init": 0.5}
     _, whole = one_step(0, **options)
     start, near = one_step(3, **options)
     before, after, expected = (dict(model.memory.named_parameters()) for model in (start, near, whole))
