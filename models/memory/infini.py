@@ -31,6 +31,7 @@ class InfiniConfig(LayeredConfig):
 
     `normalised`, for `delta` alone, counts a key in the normaliser only as far as it is new. `write_init` and `decay_init`, for
     `gated_delta` alone, are the strength of a write (0 to 1) and the part of the memory that fades with a token, before training.
+    With a `decay_init` of 0 nothing ever fades, and training does not change that: DeltaNet's rule (arXiv 2406.06484).
 
     With `projections` keys and queries pass through maps of the memory's own, (d, d) a head, which begin as the identity: a
     pretrained model can then learn to store by other features than those it attends by.
@@ -51,9 +52,12 @@ class InfiniConfig(LayeredConfig):
             raise ConfigError(f"normalised belongs to the rule delta: leave it out with {self.rule}")
         if not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init must be a finite number, not {self.gate_init}")
-        for name, value in (("write_init", self.write_init), ("decay_init", self.decay_init)):
-            if not 0 < value < 1:
-                raise ConfigError(f"{name} must lie between 0 and 1, both excluded, not {value}")
+        if not 0 < self.write_init < 1:
+            raise ConfigError(f"write_init must lie between 0 and 1, both excluded, not {self.write_init}")
+        if not 0 <= self.decay_init < 1:
+            raise ConfigError(
+                f"decay_init must be 0, for a memory that does not fade, or less than 1, not {self.decay_init}"
+            )
 
 
 class Infini(Memory):
@@ -155,23 +159,27 @@ class GatedDeltaInfini(Infini):
         heads, seen = self._kv_heads, 2 * self._size
         self.write_weight = self._parameter(heads, seen)  # (layers, K, 2d), as is decay_weight
         self.write_offset = self._parameter(heads, fill=_logit(config.write_init))
-        self.decay_weight = self._parameter(heads, seen)
-        self.decay_offset = self._parameter(heads, fill=_logit(config.decay_init))
+        if config.decay_init:
+            self.decay_weight = self._parameter(heads, seen)
+            self.decay_offset = self._parameter(heads, fill=_logit(config.decay_init))
 
     def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
         return F.normalize(queries, dim=-1) @ state.read("infini_memory", index)
 
     def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
         seen = torch.cat((keys, values), dim=-1)  # (B, K, S, 2d)
-        write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
-        decay = (seen @ self.decay_weight[index, :, :, None]).squeeze(-1) + self.decay_offset[index, :, None]
         counted = counted[..., 0]
+        write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
+        log_decay = torch.zeros_like(write)
+        if self.config.decay_init:
+            decay = (seen @ self.decay_weight[index, :, :, None]).squeeze(-1) + self.decay_offset[index, :, None]
+            log_decay = F.logsigmoid(-decay) * counted
         memory = gated_delta_rule(
             memory=state.read("infini_memory", index),
             keys=F.normalize(keys, dim=-1),
             values=values,
             write=write.sigmoid() * counted,
-            log_decay=F.logsigmoid(-decay) * counted,
+            log_decay=log_decay,
         )
         state.write("infini_memory", memory, index)
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far
+from models.attention import Asked, Beside, Far, Grid
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayerReport, Mechanism, Memory, Report
+from models.memory.importance import Importance, Learned, Leverage
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -27,12 +27,17 @@ from models.state import MemoryState, Spec, TensorSpec
 class SlotsConfig(MemoryConfig):
     """`heads` are (layer, key/value head) pairs that keep slots, as calibration found them; `slots` is C, for each.
 
-    `ridge` keeps the covariance invertible; `reach` is how many neighbours on each side lend a token their importance.
+    `importance` is how they choose what stays. `learned` needs an adapter, and `listens` is the layer whose output it foretells
+    from. For `leverage`, `ridge` keeps the covariance invertible, and `reach` neighbours on each side lend a token theirs.
     """
 
+    window: int = 384
+    segment: int = 128
     heads: tuple[tuple[int, int], ...] = ()
-    slots: int = 2048
-    slot_dtype: Literal["bf16", "int8", "same"] = "int8"
+    slots: int = 1984
+    slot_dtype: Literal["bf16", "int8", "int4", "same"] = "int8"
+    importance: Literal["leverage", "learned"] = "leverage"
+    listens: int = 0
     ridge: float = 1e-2
     reach: int = 6
 
@@ -42,8 +47,10 @@ class SlotsConfig(MemoryConfig):
             raise ConfigError("slots need retrieval heads: calibrate the model, or choose the window memory")
         if self.slots < 1:
             raise ConfigError(f"slots must be at least 1, not {self.slots}")
-        if self.slot_dtype not in ("bf16", "int8", "same"):
-            raise ConfigError(f"slot_dtype must be bf16, int8 or same, not {self.slot_dtype!r}")
+        if self.slot_dtype not in ("bf16", "int8", "int4", "same"):
+            raise ConfigError(f"slot_dtype must be bf16, int8, int4 or same, not {self.slot_dtype!r}")
+        if self.importance not in ("leverage", "learned"):
+            raise ConfigError(f"importance must be leverage or learned, not {self.importance!r}")
         if not self.ridge > 0:
             raise ConfigError(f"ridge must be above 0, not {self.ridge}")
         if not 0 <= self.reach <= min(self.window, self.segment):
@@ -63,34 +70,56 @@ class Slots(Memory):
                 raise ConfigError(
                     f"the model has no key/value head {head} in layer {layer}: calibrate this model itself"
                 )
-        self.lookahead = config.reach
         self._size, self._count = model.head_dim, len(heads)
         self._wide = wide(dtype)
-        self._dtype = {"bf16": torch.bfloat16, "int8": torch.int8, "same": dtype}[config.slot_dtype]
+        stored = {"bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "same": dtype}
+        self._dtype, self._packed = stored[config.slot_dtype], config.slot_dtype == "int4"
         self._heads: dict[int, list[int]] = {}
         self._range: dict[int, slice] = {}
         for index, (layer, head) in enumerate(heads):
             first = self._range[layer].start if layer in self._range else index
             self._range[layer] = slice(first, index + 1)
             self._heads.setdefault(layer, []).append(head)
+        self.importance: Importance
+        if config.importance == "learned":
+            if not 0 <= config.listens < model.num_layers:
+                raise ConfigError(f"listens must name a layer from 0 to {model.num_layers - 1}, not {config.listens}")
+            self.importance, self.listens = Learned(config, len(heads), model.hidden_size, self._wide), config.listens
+            shape = (len(heads), model.queries_per_kv)
+            self.sharpness = nn.Parameter(torch.ones(shape, dtype=self._wide))
+            self.offset = nn.Parameter(torch.zeros(shape, dtype=self._wide))
+        else:
+            self.importance = Leverage(config, len(heads), self._size, self._wide, config.ridge, config.reach)
+        self.lookahead = self.importance.lookahead
+
+    def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
+        """What the importance is foretold from."""
+        self.importance.hear(hidden, positions, state)
 
     def spec(self) -> Spec:
         """R heads of C slots each; statistics wide; which token each slot holds, so that it can be shown."""
         count, slots, size = self._count, self.config.slots, self._size
+        entries = TensorSpec((count, slots, size // 2 if self._packed else size), self._dtype)
         spec = {
-            "slot_keys": TensorSpec((count, slots, size), self._dtype),
-            "slot_values": TensorSpec((count, slots, size), self._dtype),
+            "slot_keys": entries,
+            "slot_values": entries,
             "slot_score": TensorSpec((count, slots), self._wide, fill=-torch.inf),
             "slot_position": TensorSpec((count, slots), torch.int32),
             "slot_token": TensorSpec((count, slots), torch.int32),
-            "key_mean": TensorSpec((count, size), self._wide),
-            "key_scatter": TensorSpec((count, size, size), self._wide),
-            "last_scores": TensorSpec((count, self.config.reach), self._wide, fill=-torch.inf),
+            **self.importance.spec(),
         }
-        if self._dtype == torch.int8:
-            spec["slot_key_scale"] = TensorSpec((count, slots), self._wide)
-            spec["slot_value_scale"] = TensorSpec((count, slots), self._wide)
+        if self._quantized:
+            # Four bits are right to a tenth: a scale need not be better than bfloat16 beside them.
+            scale = TensorSpec((count, slots), torch.bfloat16 if self._packed else self._wide)
+            spec |= {"slot_key_scale": scale, "slot_value_scale": scale}
+        if self._packed:
+            grid = TensorSpec((count, 2, size), self._wide)
+            spec |= {"key_grid": grid, "value_grid": grid}
         return spec
+
+    @property
+    def _quantized(self) -> bool:
+        return self._dtype in (torch.int8, torch.uint8)
 
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The filled slots of the layer's retrieval heads; they are filled from the front."""
@@ -100,15 +129,20 @@ class Slots(Memory):
         if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
             return None
         heads, used = self._range[layer], slice(0, max(filled))
-        quantized = self._dtype == torch.int8
+        learned = self.config.importance == "learned"
         alike = min(filled) == max(filled)
+        keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
             heads=self._heads[layer],
-            keys=state.read("slot_keys", heads, used),
-            values=state.read("slot_values", heads, used),
+            keys=_unpacked(keys) if self._packed else keys,
+            values=_unpacked(values) if self._packed else values,
             visible=None if alike else state.read("slot_score", heads, used) > -torch.inf,
-            key_scale=state.read("slot_key_scale", heads, used) if quantized else None,
-            value_scale=state.read("slot_value_scale", heads, used) if quantized else None,
+            key_scale=state.read("slot_key_scale", heads, used).to(self._wide) if self._quantized else None,
+            value_scale=state.read("slot_value_scale", heads, used).to(self._wide) if self._quantized else None,
+            sharpness=self.sharpness[heads] if learned else None,
+            offset=self.offset[heads] if learned else None,
+            key_grid=_grid(state.read("key_grid", heads)) if self._packed else None,
+            value_grid=_grid(state.read("value_grid", heads)) if self._packed else None,
         )
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
@@ -117,7 +151,7 @@ class Slots(Memory):
             return
         heads = self._range[layer]
         keys = evicted.keys[:, self._heads[layer]]  # (B, r, S + reach, d)
-        score = self._importance(heads, state, evicted, keys)  # (B, r, S)
+        score = self.importance.scores(heads, state, evicted, keys)  # (B, r, S)
         length = score.shape[-1]
         kept_score = torch.cat((state.read("slot_score", heads), score), dim=-1)  # (B, r, C + S)
         # Neighbours share the maximum of their scores, so ties are common: the older token stays.
@@ -126,12 +160,17 @@ class Slots(Memory):
         empty = kept_score.gather(-1, chosen) == -torch.inf
         chosen = (chosen + empty * kept_score.shape[-1]).sort(dim=-1).values % kept_score.shape[-1]
         position = (evicted.starts[:, None] + torch.arange(length, device=score.device)).to(torch.int32)
+        values = evicted.values[:, self._heads[layer]].to(self._wide)
+        keys = keys[:, :, :length]
+        if self._packed:
+            keys = self._on_grid("key_grid", heads, state, evicted, keys)
+            values = self._on_grid("value_grid", heads, state, evicted, values)
         added = {
             "slot_score": score,
             "slot_position": position[:, None].expand_as(score),
             "slot_token": evicted.tokens[:, None].expand_as(score),
-            **self._stored("slot_key", keys[:, :, :length]),
-            **self._stored("slot_value", evicted.values[:, self._heads[layer]].to(self._wide)),
+            **self._stored("slot_key", keys),
+            **self._stored("slot_value", values),
         }
         for name, new in added.items():
             both = torch.cat((state.read(name, heads), new), dim=2)
@@ -152,56 +191,43 @@ class Slots(Memory):
         agreed = votes * 2 >= self._count
         return Report(layers, _runs(places[agreed].tolist(), held[agreed].tolist()))
 
+    def _on_grid(self, name: str, heads: slice, state: MemoryState, evicted: Evicted, x: Tensor) -> Tensor:
+        """x (B, r, S, d) from the head's centre and in units of its spread: both those of the first tokens it ever took."""
+        counted = evicted.counted[:, None, :, None]
+        first = (evicted.counted.any(dim=1) & (evicted.starts <= self.config.sinks))[:, None, None, None]
+        number = counted.sum(dim=2).clamp_min(1)  # (B, 1, 1)
+        centre = (x * counted).sum(dim=2) / number
+        spread = (((x - centre[:, :, None]) * counted).square().sum(dim=2) / number).sqrt()
+        grid = torch.where(first, torch.stack((centre, spread.clamp_min(1e-6)), dim=2), state.read(name, heads))
+        state.write(name, grid, heads)
+        return (x - grid[:, :, :1]) / grid[:, :, 1:]
+
     def _stored(self, name: str, x: Tensor) -> dict[str, Tensor]:
-        """x (B, r, S, d) as it lies in the state: rounded, or as int8 with one scale a vector."""
-        if self._dtype != torch.int8:
+        """x (B, r, S, d) as it lies in the state: rounded, or as integers with one scale a vector."""
+        if not self._quantized:
             return {f"{name}s": x.to(self._dtype)}
-        scale = x.abs().amax(dim=-1).clamp_min(1e-12) / 127
-        return {f"{name}s": (x / scale[..., None]).round().to(torch.int8), f"{name}_scale": scale}
+        scale = x.abs().amax(dim=-1).clamp_min(1e-12) / (15 if self._packed else 127)
+        if self._packed:
+            scale = scale.to(torch.bfloat16)
+        steps = x / scale.to(self._wide)[..., None]  # what a reader will multiply by
+        return {f"{name}s": _packed(steps) if self._packed else steps.round().to(torch.int8), f"{name}_scale": scale}
 
-    def _importance(self, heads: slice, state: MemoryState, evicted: Evicted, keys: Tensor) -> Tensor:
-        """Smoothed leverage of the evicted tokens (B, r, S). Updates the running mean and scatter of the keys.
 
-        The sinks are left out of both: they never leave the model's sight, and their keys are extreme.
-        """
-        reach, sinks = self.config.reach, self.config.sinks
-        length = keys.shape[2] - reach
-        position = evicted.starts[:, None] + torch.arange(length + reach, device=keys.device)  # (B, S + reach)
-        counted = (position >= sinks).to(keys.dtype)[:, None, :, None]  # (B, 1, S + reach, 1)
-        mean, scatter, count = self._statistics(
-            heads, state, keys[:, :, :length], counted[:, :, :length], evicted.starts
-        )
-        centred = keys - mean[:, :, None]
-        ridge = self.config.ridge * torch.eye(self._size, device=keys.device)
-        factor = torch.linalg.cholesky(scatter / count[:, None, None, None] + ridge)
-        whitened = torch.linalg.solve_triangular(factor, centred.transpose(-1, -2), upper=False)
-        score = whitened.square().sum(dim=2)  # (B, r, S + reach)
-        score = score.masked_fill(counted[..., 0] == 0, -torch.inf)
-        around = torch.cat((state.read("last_scores", heads), score), dim=-1)
-        state.write("last_scores", score[..., length - reach : length], heads)
-        smoothed = F.max_pool1d(around.flatten(0, 1), 2 * reach + 1, stride=1).view(*score.shape[:2], length)
-        return smoothed.masked_fill(counted[:, :, :length, 0] == 0, -torch.inf)
+def _grid(x: Tensor) -> Grid:
+    """Of centre and spread as they lie in the state, (B, r, 2, d)."""
+    centre, spread = x.unbind(dim=2)
+    return Grid(centre, spread)
 
-    def _statistics(
-        self, heads: slice, state: MemoryState, keys: Tensor, counted: Tensor, starts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Merge a segment into the running mean (B, r, d) and scatter (B, r, d, d): Chan, Golub & LeVeque 1983."""
-        sinks = self.config.sinks
-        before = (starts - sinks).clamp_min(0).to(keys.dtype)  # (B,) tokens counted so far
-        added = counted.sum(dim=(1, 2, 3))
-        count = before + added
-        old_mean, old_scatter = state.read("key_mean", heads), state.read("key_scatter", heads)
-        new_mean = (keys * counted).sum(dim=2) / added[:, None, None].clamp_min(1)
-        centred = (keys - new_mean[:, :, None]) * counted
-        shift = new_mean - old_mean
-        weight = (added / count.clamp_min(1))[:, None, None]
-        mean = old_mean + shift * weight
-        between = (before * added / count.clamp_min(1))[:, None, None, None]
-        scatter = old_scatter + centred.transpose(-1, -2) @ centred
-        scatter = scatter + between * shift[..., :, None] * shift[..., None, :]
-        state.write("key_mean", mean, heads)
-        state.write("key_scatter", scatter, heads)
-        return mean, scatter, count.clamp_min(1)
+
+def _packed(x: Tensor) -> Tensor:
+    """x (..., d) rounded to the sixteen odd numbers from −15 to 15, two a byte: (..., d/2) uint8."""
+    low, high = ((x + 15) / 2).round().clamp(0, 15).to(torch.uint8).chunk(2, dim=-1)
+    return low | (high << 4)
+
+
+def _unpacked(x: Tensor) -> Tensor:
+    """The reverse of `_packed`, int8."""
+    return torch.cat((x & 15, x >> 4), dim=-1).view(torch.int8) * 2 - 15
 
 
 def _runs(positions: list[int], tokens: list[int]) -> tuple[tuple[int, tuple[int, ...]], ...]:

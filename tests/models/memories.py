@@ -71,6 +71,13 @@ ROWS: Mapping[str, Row] = {
         MemorizingConfig(32, 16, 3, layers=(1, 2), entries=66, top_k=7, gate="learned"), MemorizingReference
     ),
     "slots": Row(slots_config(), SlotsReference, differentiable=False),
+    "slots of four bits": Row(slots_config(slot_dtype="int4"), SlotsReference, differentiable=False),
+    "slots that foretell": Row(
+        slots_config(importance="learned", listens=1, slots=20), SlotsReference, differentiable=False
+    ),
+    "slots of four bits that foretell, a segment of sinks": Row(
+        slots_config(importance="learned", listens=3, slot_dtype="int4", sinks=16), SlotsReference, differentiable=False
+    ),
     "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
     "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
@@ -81,6 +88,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "infini delta, own projections": Row(infini_config(rule="delta", layers=(1, 2), projections=True), InfiniReference),
     "infini gated delta": Row(infini_config(rule="gated_delta", decay_init=0.02), InfiniReference),
+    "infini gated delta that never fades": Row(infini_config(rule="gated_delta", decay_init=0.0), InfiniReference),
     "continuous": Row(continuous_config(), ContinuousReference),
     "continuous in two layers, a segment of sinks": Row(
         continuous_config(sinks=16, layers=(1, 3), tau=0.75, ridge=1.0, samples=31), ContinuousReference

@@ -12,7 +12,7 @@ import torch
 from models.calibrate import LENGTH, ProbedDecoder
 from models.calibration import read_calibration
 from models.config import MemoryConfig
-from models.load import load_model, weights_of
+from models.load import Offer, load_model, load_offers, weights_of
 from models.memory.slots import SlotsConfig
 from models.memory.window import Window
 from models.transformer import Decoder
@@ -90,3 +90,18 @@ def test_a_book_that_is_too_short_is_refused(tiny_model: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert str(2 * LENGTH) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_teaches_slots_what_to_keep(tiny_model: Path, tmp_path: Path) -> None:
+    out, adapter = tmp_path / "heads.json", tmp_path / "slots.safetensors"
+    command = [sys.executable, "-m", "models.calibrate", str(tiny_model), "--out", str(out), "--adapter", str(adapter)]
+    command += ["--probes", "1", "--heads", "3", "--stretches", "2", "--steps", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert adapter.with_suffix(".csv").read_text(encoding="utf-8").startswith("step,sure,nats,seconds\n10,")
+    [model] = load_offers([Offer(str(tiny_model), "slots", {"slots": 8}, adapter=adapter)]).values()
+    config = model.decoder.memory.config
+    assert isinstance(config, SlotsConfig)
+    assert (config.importance, config.slots) == ("learned", 8)
+    assert config.heads == tuple(sorted(read_calibration(out.read_text(encoding="utf-8"), out.name).chosen))
+    assert any(bool(parameter.any()) for parameter in model.decoder.memory.parameters())

@@ -78,7 +78,8 @@ def test_every_memory_reads_beyond_its_ring_without_losing_the_language(
 ) -> None:
     window, _ = losses(over(checkpoint, weights, "window", {}), text)
     ours, _ = losses(over(checkpoint, weights, memory, {}), text)
-    assert torch.allclose(ours[:768], window[:768], atol=0.2)
+    near = over(checkpoint, weights, memory, {}).decoder.memory.config.ring
+    assert torch.allclose(ours[:near], window[:near], atol=0.2)
     worse = float(ours[768:].mean() - window[768:].mean())
     # A model that was trained with its first tokens in sight misses them: that is what sinks are for.
     assert worse < (3.0 if memory == "transformer_xl" else 0.2)

@@ -156,8 +156,9 @@ def test_the_state_has_the_numbers_that_the_paper_counts() -> None:
         ({"gate_init": math.inf}, "gate_init"),
         ({"write_init": 0.0}, "write_init must lie between"),
         ({"write_init": 1.0}, "write_init must lie between"),
-        ({"decay_init": 0.0}, "decay_init must lie between"),
-        ({"decay_init": 1.0}, "decay_init must lie between"),
+        ({"decay_init": -0.1}, "decay_init must be 0"),
+        ({"decay_init": 1.0}, "decay_init must be 0"),
+        ({"decay_init": math.nan}, "decay_init must be 0"),
         ({"window": 20}, "multiple of the segment"),
     ],
 )

@@ -181,7 +181,8 @@ def test_the_report_leaves_out_what_fewer_than_half_of_the_heads_hold() -> None:
         ({"reach": -1}, "reach"),
         ({"reach": 17}, "reach"),
         ({"ridge": 0.0}, "ridge"),
-        ({"slot_dtype": "int4"}, "slot_dtype"),
+        ({"slot_dtype": "int3"}, "slot_dtype"),
+        ({"importance": "luck"}, "importance"),
     ],
 )
 def test_slots_that_cannot_work_are_refused(changes: dict[str, Any], word: str) -> None:
@@ -193,4 +194,11 @@ def test_slots_that_cannot_work_are_refused(changes: dict[str, Any], word: str) 
 def test_a_head_that_the_model_does_not_have_is_refused(head: tuple[int, int]) -> None:
     config: SlotsConfig = slots_config(heads=((0, 0), head))
     with pytest.raises(ConfigError, match="no key/value head"):
+        Slots(MODEL, config, torch.float32)
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_a_layer_that_the_model_does_not_have_cannot_be_listened_to(layer: int) -> None:
+    config = slots_config(heads=((0, 0),), importance="learned", listens=layer)
+    with pytest.raises(ConfigError, match="listens must name a layer"):
         Slots(MODEL, config, torch.float32)

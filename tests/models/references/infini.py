@@ -91,7 +91,11 @@ class InfiniReference(Reference):
         for key, value in pairs:
             both = torch.cat((key, value))
             write = torch.sigmoid(learned["write_weight"][head[1]] @ both + learned["write_offset"][head[1]])
-            fade = torch.exp(-F.softplus(learned["decay_weight"][head[1]] @ both + learned["decay_offset"][head[1]]))
+            fade = torch.tensor(1.0, dtype=torch.float64)
+            if self.memory.decay_init:
+                fade = torch.exp(
+                    -F.softplus(learned["decay_weight"][head[1]] @ both + learned["decay_offset"][head[1]])
+                )
             unit = key / key.norm()
             matrix = fade * matrix + write * torch.outer(unit, value - fade * unit @ matrix)
         self.matrices[head] = matrix

@@ -1,8 +1,9 @@
-"""`slots` as docs/memory.md describes it: scores from statistics of all that was ever evicted, the C best kept."""
+"""`slots` as docs/memory.md describes it: scores from statistics of all that was ever evicted, or foretold; the C best kept."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.memory.slots import SlotsConfig
@@ -22,16 +23,49 @@ class SlotsReference(Reference):
         self.kept: dict[Head, list[int]] = {head: [] for head in heads}
         self.leverage: dict[Head, dict[int, float]] = {head: {} for head in heads}
         self.score: dict[Head, dict[int, float]] = {head: {} for head in heads}
+        self.foretold: list[Tensor] = []
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
-        """Ring and kept slots in one softmax; the slots at distance W."""
+        """Ring and kept slots in one softmax; the slots at distance W, their scores sharpened."""
         scores, values = self.near(layer, index, query)
         head = self.group(index)
         kept = self.kept.get((layer, head), [])
         far = self.turn(query, self.memory.window)
-        scores = torch.stack([*scores, *(far @ self.keys[layer][place][head] / len(query) ** 0.5 for place in kept)])
-        values = torch.stack([*values, *(self.values[layer][place][head] for place in kept)])
+        away = [far @ self._stored("key", layer, head, place) / len(query) ** 0.5 for place in kept]
+        if self.memory.importance == "learned" and kept:
+            place = (sorted(self.memory.heads).index((layer, head)), index % (len(self.group_of(head))))
+            away = [score * self.parameters["sharpness"][place] + self.parameters["offset"][place] for score in away]
+        scores = torch.stack([*scores, *away])
+        values = torch.stack([*values, *(self._stored("value", layer, head, place) for place in kept)])
         return scores.softmax(0) @ values
+
+    def group_of(self, head: int) -> range:
+        """The query heads that share a key/value head."""
+        size = self.config.num_heads // self.config.num_kv_heads
+        return range(head * size, (head + 1) * size)
+
+    def heard(self, layer: int, x: Tensor) -> None:
+        """Foretell what the token is worth to every head."""
+        if self.memory.importance == "learned" and layer == self.memory.listens:
+            learned = {name: tensor.double() for name, tensor in self.parameters.items()}
+            normed = x / (x.square().mean() + torch.finfo(torch.float64).eps).sqrt()
+            inner = F.silu(learned["importance.down"] @ normed + learned["importance.offset"])
+            self.foretold.append(learned["importance.up"] @ inner)
+
+    def _stored(self, name: str, layer: int, head: int, place: int) -> Tensor:
+        """A key or value as a slot returns it: with four bits, the nearest of sixteen steps on the head's grid."""
+        kept = {"key": self.keys, "value": self.values}[name][layer]
+        vector = kept[place][head]
+        if self.memory.slot_dtype != "int4":
+            return vector
+        # The grid is that of the first segment that has more than sinks.
+        sinks, segment = self.memory.sinks, self.memory.segment
+        first = torch.stack([other[head] for other in kept[sinks : (sinks // segment + 1) * segment]])
+        centre, spread = first.mean(dim=0), first.std(dim=0, correction=0).clamp_min(1e-6)
+        steps = (vector - centre) / spread
+        scale = (steps.abs().max() / 15).to(torch.bfloat16).double()
+        odd = 2 * ((steps / scale + 15) / 2).round().clamp(0, 15) - 15
+        return odd * scale * spread + centre
 
     def fold(self, layer: int, start: int) -> None:
         """Score the segment, and keep the C best of old and new."""
@@ -43,22 +77,32 @@ class SlotsReference(Reference):
         memory = self.memory
         end = start + memory.segment
         keys = [key[head[1]] for key in self.keys[head[0]]]
-        # Statistics of all that was ever evicted, this segment included; sinks never count.
+        # Sinks never count.
         if end <= memory.sinks:
             return
+        new = range(max(start, memory.sinks), end)
+        if memory.importance == "learned":
+            row = sorted(memory.heads).index(head)
+            self.score[head].update({place: float(self.foretold[place][row]) for place in new})
+        else:
+            self._lever(head, keys, new)
+        best = sorted([*self.kept[head], *new], key=lambda place: -self.score[head][place])
+        self.kept[head] = sorted(best[: memory.slots])
+
+    def _lever(self, head: Head, keys: list[Tensor], new: range) -> None:
+        """Score what leaves by leverage, smoothed over its neighbours."""
+        memory, end = self.memory, new.stop
+        # Statistics of all that was ever evicted, this segment included.
         gone = torch.stack(keys[memory.sinks : end])
         centre = gone.mean(dim=0)
         ridge = memory.ridge * torch.eye(len(centre), dtype=gone.dtype)
         spread = (gone - centre).T @ (gone - centre) / len(gone) + ridge
         known = self.leverage[head]
         ahead = dict(known)  # neighbours still in the ring are scored too, but only their own fold fixes their score
-        for place in range(max(start, memory.sinks), end + memory.reach):
+        for place in range(new.start, end + memory.reach):
             away = keys[place] - centre
             ahead[place] = float(away @ torch.linalg.solve(spread, away))
-        new = range(max(start, memory.sinks), end)
         known.update({place: ahead[place] for place in new})
         for place in new:
             around = range(place - memory.reach, place + memory.reach + 1)
             self.score[head][place] = max(ahead[near] for near in around if near in ahead)
-        best = sorted([*self.kept[head], *new], key=lambda place: -self.score[head][place])
-        self.kept[head] = sorted(best[: memory.slots])

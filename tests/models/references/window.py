@@ -69,6 +69,9 @@ class Reference:
     def finish(self, layer: int, start: int) -> None:
         """The segment that begins at `start` is complete."""
 
+    def heard(self, layer: int, x: Tensor) -> None:
+        """The output (D,) of a layer for the token at this position."""
+
     def near(self, layer: int, index: int, query: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,), scaled, and values (n, d) of the sinks and of what is in the ring, this position included."""
         head, base = self.group(index), self.base
@@ -131,6 +134,7 @@ class Reference:
             heads = [self.attend(layer, index, query) for index, query in enumerate(queries)]
             x = x + self.mix(layer, torch.stack(heads))
             x = x + self.feed_forward(layer, x)
+            self.heard(layer, x)
         self.position += 1
         memory = self.memory
         if self.position % memory.segment == 0:

@@ -1,0 +1,35 @@
+"""What memories are taught on: facts that have nothing in common with those they are judged by."""
+
+from __future__ import annotations
+
+import random
+
+from models.lessons import LESSONS, lesson, lessons
+from models.probes import FACTS
+
+
+def test_no_wording_is_one_that_memories_are_judged_by() -> None:
+    judged = {template.sentence for template in FACTS} | {template.cue for template in FACTS}
+    taught = {template.sentence for template in LESSONS} | {template.cue for template in LESSONS}
+    assert not judged & taught
+
+
+def test_a_sentence_says_what_its_question_asks() -> None:
+    source = random.Random(0)
+    for _ in range(300):
+        one = lesson(source)
+        assert one.answer.strip() in one.sentence
+        assert one.answer.startswith(" ")
+        assert one.answer.strip() not in one.question
+
+
+def test_lessons_of_one_text_are_about_different_people() -> None:
+    drawn = lessons(random.Random(1), 14)
+    names = [{word.strip(".?:") for word in one.question.split() if word[0].isupper()} for one in drawn]
+    common = set.intersection(*names) if names else set()
+    assert not common - {"The", "Question", "Answer"}
+    assert len({one.question for one in drawn}) == 14
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    assert lessons(random.Random(5), 6) == lessons(random.Random(5), 6)
