@@ -4,7 +4,7 @@
 #   make test    run all tests                                (ARGS="-k name …")
 #   make check   ruff, mypy, import-linter
 #   make demo    a session that survives being killed, in a few minutes
-#   make bench   what sessions remember                       (ARGS="--book PATH …")
+#   make bench-recall   what sessions remember                (ARGS="--book PATH …", QUICK=1 for a first look)
 #   make bench-memory   every memory side by side         (ARGS="--book PATH …")
 #   make bench-learn    small models learn to use every memory
 #   make bench-load   many streams beside one long append
@@ -15,7 +15,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench bench-memory bench-learn bench-load bench-park faults model redis clean
+.PHONY: serve test check demo bench-recall bench-memory bench-learn bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -34,8 +34,8 @@ check: .venv/.developer
 demo: .venv/.server model
 	$(BIN)/python -m bench.demo $(ARGS)
 
-bench: .venv/.server model
-	$(BIN)/python -m bench.recall $(ARGS)
+bench-recall: .venv/.server model
+	$(BIN)/python -m bench.recall $(if $(QUICK),--quick) $(ARGS)
 
 bench-memory: .venv/.bench model
 	$(BIN)/python -m bench.memory $(ARGS)

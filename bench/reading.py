@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from models.config import MemoryConfig
 from models.load import LoadedModel, assemble, memory_config
-from models.memory.slots import SlotsConfig
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
 
@@ -58,18 +56,6 @@ class Reader:
             wanted = torch.tensor(tokens[begin + 1 : begin + 1 + chunk.shape[1]])
             parts.append(torch.nn.functional.cross_entropy(logits[0], wanted, reduction="none"))
         return torch.cat(parts)
-
-
-def slots_reader(checkpoint: Checkpoint, name: str = "slots", **options: Any) -> Reader:
-    """The `slots` memory with its defaults, or other settings."""
-    return Reader(name, assemble(checkpoint, memory_config(checkpoint, "slots", options), "slots"))
-
-
-def everything_reader(checkpoint: Checkpoint, length: int) -> Reader:
-    """The same heads as `slots`, with room for every token: what choosing costs."""
-    defaults = memory_config(checkpoint, "slots", {})
-    assert isinstance(defaults, SlotsConfig)
-    return slots_reader(checkpoint, "slots, all kept", slots=length)
 
 
 def window_reader(checkpoint: Checkpoint) -> Reader:

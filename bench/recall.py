@@ -19,13 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.reading import (
-    Reader,
-    everything_reader,
-    full_attention_reader,
-    slots_reader,
-    window_reader,
-)
+from bench.reading import Reader, full_attention_reader, window_reader
 from bench.trials import Trials
 from models.load import Offer, load_offers
 from models.probes import prose
@@ -34,14 +28,19 @@ from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent / "results" / "recall.json"
+COMPARED = 4_096
+"""Tokens at which full attention says which facts the model can answer at all."""
 DEPTHS = {"start": 0.0, "middle": 0.5, "end": 1.0}
-TASKS = ("passkey", "needle", "facts", "nll")
+TASKS = ("passkey", "needle", "multikey", "rewrite", "facts", "nll")
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One figure. `accuracy` is digits for needles, exact match for passkeys and facts, and nats a token for `nll`."""
+    """One figure. `accuracy` is digits for needles, nats a token for `nll`, and exact match for all else.
+
+    `of_full` is the share of those facts that full attention finds at 4,096 tokens; None where nothing was compared.
+    """
 
     mechanism: str
     task: str
@@ -50,6 +49,7 @@ class Result:
     trials: int
     accuracy: float
     state_bytes: int
+    of_full: float | None = None
 
 
 class Recall:
@@ -59,6 +59,7 @@ class Recall:
         self._out = out
         self._trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
         self.results: list[Result] = []
+        self._found_by_all: list[float] = []
 
     def passkey(self, reader: Reader, length: int, trials: int) -> None:
         """See `Trials.passkey`."""
@@ -73,9 +74,22 @@ class Recall:
         """See `Trials.needles`."""
         self._report(reader, "needle", length, self._trials.needles(reader, length, trials, haystacks))
 
+    def multikey(self, reader: Reader, length: int, rounds: int) -> None:
+        """See `Trials.multikey`."""
+        self._report(reader, "multikey", length, self._trials.multikey(reader, length, rounds))
+
+    def rewrite(self, reader: Reader, length: int, rounds: int) -> None:
+        """See `Trials.rewrite`."""
+        self._report(reader, "rewrite", length, self._trials.rewrite(reader, length, rounds))
+
     def facts(self, reader: Reader, length: int, rounds: int) -> None:
-        """See `Trials.facts`."""
-        self._report(reader, "facts", length, self._trials.facts(reader, length, rounds))
+        """See `Trials.facts`. Full attention over 4,096 tokens comes first: the others are compared with it."""
+        right = self._trials.facts(reader, length, rounds)
+        if reader.name == "full_attention" and length == COMPARED:
+            self._found_by_all = right
+        shared = [one for one, found in zip(right, self._found_by_all, strict=False) if found]
+        of_full = round(sum(shared) / len(shared), 4) if shared else None
+        self._report(reader, "facts", length, right, of_full=of_full)
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
@@ -84,9 +98,17 @@ class Recall:
             Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes)
         )
 
-    def _report(self, reader: Reader, task: str, length: int, right: Sequence[float], depth: str = "spread") -> None:
+    def _report(
+        self,
+        reader: Reader,
+        task: str,
+        length: int,
+        right: Sequence[float],
+        depth: str = "spread",
+        of_full: float | None = None,
+    ) -> None:
         accuracy = round(sum(right) / len(right), 4)
-        self._add(Result(reader.name, task, length, depth, len(right), accuracy, reader.state_bytes))
+        self._add(Result(reader.name, task, length, depth, len(right), accuracy, reader.state_bytes, of_full))
 
     def _add(self, result: Result) -> None:
         self.results.append(result)
@@ -122,6 +144,29 @@ def offer_reader(model: str, offer: str) -> Reader:
     return Reader(" ".join(filter(None, (chosen["memory"], rule))), loaded)
 
 
+def measure(recall: Recall, checkpoint: Checkpoint, model: str, tasks: Sequence[str], quick: bool) -> None:
+    """The tasks with the default memory, and their controls."""
+    slots, window = offer_reader(model, "slots"), window_reader(checkpoint)
+    if "passkey" in tasks:
+        recall.passkey_by_depth(slots, 8_192 if quick else 32_768, 1 if quick else 3)
+        recall.passkey(window, 4_096, 5)
+    if "needle" in tasks:
+        recall.needles(slots, 4_096 if quick else 32_768, 5 if quick else 20, 1 if quick else 4)
+        recall.needles(window, 4_096, 5, 1)
+    if "multikey" in tasks:
+        recall.multikey(slots, 4_096 if quick else 16_384, 1 if quick else 5)
+    if "rewrite" in tasks:
+        recall.rewrite(slots, 4_096 if quick else 16_384, 1 if quick else 5)
+    if "facts" in tasks:
+        rounds = 1 if quick else 5
+        recall.facts(full_attention_reader(checkpoint, COMPARED + 600), COMPARED, rounds)
+        for length in (4_096, 8_192) if quick else (4_096, 8_192, 32_768):
+            recall.facts(slots, length, rounds)
+    if "nll" in tasks:
+        for reader in (window, slots):
+            recall.nll(reader, 4_096 if quick else 8_192)
+
+
 def table(results: Sequence[Result]) -> Table:
     """The results for people."""
     shown = Table(title="What a session still knows")
@@ -154,23 +199,7 @@ def main() -> None:
         for length in options.lengths:
             recall.passkey_by_depth(reader, length, options.trials)
         return
-    slots, window = slots_reader(checkpoint), window_reader(checkpoint)
-    scale = 4 if options.quick else 1
-    tasks = options.only or TASKS
-    if "passkey" in tasks:
-        recall.passkey(slots, 32_768 // scale, 10)
-        recall.passkey(window, 4_096, 5)
-    if "needle" in tasks:
-        recall.needles(slots, 16_384 // scale, 20 // scale, 4 // scale)
-        recall.needles(window, 4_096, 5, 1)
-    if "facts" in tasks:
-        for length in (4_096, 8_192)[: 1 if options.quick else 2]:
-            rounds = 1 if options.quick else 3
-            recall.facts(full_attention_reader(checkpoint, length + 600), length, rounds)
-            recall.facts(slots, length, rounds)
-    if "nll" in tasks:
-        for reader in (window, slots, everything_reader(checkpoint, 8_192)):
-            recall.nll(reader, 8_192)
+    measure(recall, checkpoint, options.model, options.only or TASKS, options.quick)
     Console().print(table(recall.results))
     print(f"wrote {options.out}")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.reading import Reader
-from models.probes import FACTS, Needle, fact, needle, passkey, passkey_haystack
+from models.probes import FACTS, Needle, fact, needle, needles, owner_of, passkey, passkey_haystack
 from models.state import MemoryState
 from models.tokenizer import Tokenizer
 
@@ -61,23 +61,59 @@ class Trials:
         return right
 
     def facts(self, reader: Reader, length: int, rounds: int) -> list[float]:
-        """Every template once a round, all in one part of the book, each asked by itself."""
-        source, right = random.Random(length + 2), []
-        for _ in range(rounds):
+        """Every template once a round, all in one part of the book, each asked by itself.
+
+        The facts of a round are the same at every length, in the same order: what one reader gets right at one length can be
+        compared with what another does at a greater one.
+        """
+        right = []
+        for number in range(rounds):
+            source = random.Random(number)
             hidden = [fact(source, template) for template in FACTS]
             source.shuffle(hidden)
-            begin = source.randrange(max(1, len(self.book) - length))
-            hay = self.book[begin : begin + length]
-            borders = self._borders(hay)
-            state, read = reader.empty(), 0
-            for index, one in enumerate(hidden):
-                place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
-                state = reader.read(state, hay[read:place])
-                state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
-                read = place
-            state = reader.read(state, hay[read:])
-            right += [self._ask("facts", reader, state, one) for one in hidden]
+            right += self._hidden_together(reader, "facts", length, hidden, hidden, source)
         return right
+
+    def multikey(self, reader: Reader, length: int, rounds: int) -> list[float]:
+        """Four seven-digit needles of different people in one part of the book, each asked for; the whole number."""
+        right = []
+        for number in range(rounds):
+            source = random.Random(1000 + number)
+            hidden = needles(source, 4)
+            right += self._hidden_together(reader, "multikey", length, hidden, hidden, source)
+        return right
+
+    def rewrite(self, reader: Reader, length: int, rounds: int) -> list[float]:
+        """Four needles, and later the same four people's with other numbers: the newest counts, the whole of it."""
+        right = []
+        for number in range(rounds):
+            source = random.Random(2000 + number)
+            first = needles(source, 4)
+            newest = [needle(source, owner_of(one)) for one in first]
+            right += self._hidden_together(reader, "rewrite", length, [*first, *newest], newest, source)
+        return right
+
+    def _hidden_together(
+        self,
+        reader: Reader,
+        task: str,
+        length: int,
+        hidden: Sequence[Needle],
+        asked: Sequence[Needle],
+        source: random.Random,
+    ) -> list[float]:
+        """All of `hidden` at even depths of one part of the book; what is `asked` of them, one after the other."""
+        begin = source.randrange(max(1, len(self.book) - length))
+        hay = self.book[begin : begin + length]
+        borders = self._borders(hay)
+        state, read = reader.empty(), 0
+        for index, one in enumerate(hidden):
+            place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
+            state = reader.read(state, hay[read:place])
+            state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
+            read = place
+        state = reader.read(state, hay[read:])
+        return [self._ask(task, reader, state, one) for one in asked]
 
     def _find(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
         state, read, right = reader.empty(), 0, []

@@ -84,6 +84,11 @@ def needle(source: random.Random, name: str | None = None) -> Needle:
     return Needle(f"{cue} {number}.", cue, f" {number}")
 
 
+def owner_of(one: Needle) -> str:
+    """Whose number a seven-digit needle is."""
+    return one.question.removesuffix(" is:").rsplit(" ", 1)[-1]
+
+
 def fact(source: random.Random, template: Template | None = None, name: str | None = None) -> Needle:
     """A fact in natural wording."""
     chosen = template or source.choice(FACTS)

@@ -109,8 +109,9 @@ class Decoder(nn.Module):
         """As `forward`, up to the hidden outputs (B, T, D), wide: `read_out` of those that matter gives logits."""
         if self.memory.listens is None:
             return self._run(tokens, state)
+        parts = -(-tokens.shape[1] // self.memory.config.window)
         outputs = []
-        for part in tokens.split(self.memory.config.window, dim=1):
+        for part in tokens.split(-(-tokens.shape[1] // parts), dim=1):
             hidden, state = self._run(part, state)
             outputs.append(hidden)
         return torch.cat(outputs, dim=1), state

@@ -11,7 +11,7 @@ from torch import Generator
 
 from models.adapt.tasks.base import IGNORED, Batch, check_length
 from models.errors import ConfigError
-from models.probes import Needle, needle, needles, passkey, passkey_haystack
+from models.probes import Needle, needle, needles, owner_of, passkey, passkey_haystack
 from models.tokenizer import Tokenizer
 
 
@@ -127,8 +127,7 @@ def rewrite_task(tokenizer: Tokenizer, book: Sequence[int], times: int = 2) -> R
     """A needle that is said again with other numbers: the newest counts."""
 
     def draw(source: random.Random) -> Hidden:
-        owner = needles(source, 1)[0].question
-        name = owner.removesuffix(":").rsplit(" ", 1)[-1]
+        name = owner_of(needle(source))
         drawn = [needle(source, name) for _ in range(times)]
         return Hidden(tuple(one.sentence for one in drawn), drawn[-1])
 
