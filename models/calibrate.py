@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="also learn what to keep, and write it to this file")
     parser.add_argument("--stretches", type=int, default=110, help="stretches of the book that are asked about")
     parser.add_argument("--steps", type=int, default=150, help="steps in which the sharpness of far looks is learned")
-    parser.add_argument("--text-weight", type=float, default=10.0, help="what plain text counts beside answers then")
+    parser.add_argument("--text-weight", type=float, default=3.0, help="what plain text counts beside answers then")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads")
     options = parser.parse_args()

@@ -17,7 +17,7 @@ from models.memory.base import Evicted
 from models.state import MemoryState, Spec, TensorSpec
 
 WIDTH = 64
-"""Hidden units of what foretells attention: with none it keeps 0.7 points less of it, with 256 no more."""
+"""Hidden units of what foretells attention: a linear map kept 0.7 points less of it (a tenth of a novel's tokens, 16 heads)."""
 
 
 class Importance(nn.Module, ABC):

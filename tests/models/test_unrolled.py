@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.memory.compressive import CompressiveConfig
+from models.state import MemoryState, TensorSpec
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint
 from tests.models.sessions import build, feed, random_tokens, window_config
@@ -43,3 +44,20 @@ def test_rows_of_an_unrolled_state_advance_together(checkpoint: Checkpoint) -> N
     state = UnrolledState.start(build(checkpoint, window_config()).spec(), 3)
     with pytest.raises(AssertionError, match="together"):
         state.select([0, 2])
+
+
+def test_places_of_every_shape_are_written_and_read_as_in_an_ordinary_state() -> None:
+    spec = {
+        "position": TensorSpec((), torch.int64),
+        "flat": TensorSpec((7,), torch.int32),
+        "deep": TensorSpec((7, 3), torch.float32),
+    }
+    plain, unrolled = MemoryState.empty(spec, 2), UnrolledState.start(spec, 2)
+    places = torch.tensor([[5, 6, 0], [5, 6, 0]])
+    values = {"flat": torch.arange(6, dtype=torch.int32).view(2, 3), "deep": torch.randn(2, 3, 3, requires_grad=True)}
+    for name, value in values.items():
+        for state in (plain, unrolled):
+            state.write_places(name, places, value.detach() if state is plain else value)
+        assert torch.equal(unrolled.read_places(name, places), plain.read_places(name, places))
+        assert torch.equal(unrolled.tensors()[name], plain.tensors()[name])
+    assert unrolled.read_places("deep", places[:, 1:]).requires_grad

@@ -81,8 +81,7 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tiny_mo
         ("infini", ("--options", "rule"), "no JSON"),
         ("infini", ("--rank", "-1"), "rank"),
         ("window", ("--rank", "0"), "nothing to learn"),
-        ("infini", ("--objectives", "needle", "--book", "{short}"), "longer"),
-        ("infini", ("--book", "{missing}"), "missing.txt"),
+        ("infini", ("--book", "{short}", "{missing}"), "missing.txt"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(
