@@ -137,7 +137,7 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
     """
     if far.sharpness is not None:
         far_query = (far_query * far.sharpness[:, :, None, None]).to(query.dtype)
-    if _fused(query, keys, values, far.keys, far.values):
+    if _fused(query, keys, values, far_query, far.keys, far.values, *([] if far.offset is None else [far.offset])):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)

@@ -10,6 +10,7 @@ import torch
 
 from models.adapt import sharpen as module
 from models.adapt.sharpen import Progress, sharpen
+from models.attention import Far, attend_jointly
 from models.errors import ConfigError
 from models.memory.slots import Slots
 from models.probes import prose
@@ -71,3 +72,24 @@ def test_a_short_book_is_refused(checkpoint: Checkpoint) -> None:
             seed=0,
             say=lambda _: None,
         )
+
+
+def test_long_calls_pass_the_same_gradients_as_short_ones() -> None:
+    """Nothing but the two asks for gradients, as in the lowest layer: a fused kernel that loses some must not be taken."""
+    generator = torch.Generator().manual_seed(0)
+    query, far_query = torch.randn(2, 1, 2, 3, 20, 8, generator=generator).double()
+    keys, values, far_keys, far_values = torch.randn(4, 1, 2, 30, 8, generator=generator).double()
+    bias = torch.zeros(1, 1, 3 * 20, 30).double()
+    found = []
+    for cut in (20, 5):
+        sharpness, offset = (
+            torch.full((2, 3), 1.5).double().requires_grad_(),
+            torch.zeros(2, 3).double().requires_grad_(),
+        )
+        far = Far([0, 1], far_keys, far_values, sharpness=sharpness, offset=offset)
+        parts = zip(query.split(cut, dim=3), far_query.split(cut, dim=3), strict=True)
+        outs = [attend_jointly(near, keys, values, bias[:, :, : 3 * cut], away, far) for near, away in parts]
+        found.append(torch.autograd.grad(torch.cat(outs, dim=3).square().sum(), (sharpness, offset)))
+    for long, short in zip(*found, strict=True):
+        torch.testing.assert_close(long, short)
+        assert long.abs().min() > 1e-6
