@@ -31,7 +31,7 @@ def measured(results: Path = RESULTS) -> str:
         if row.get("of_full") is not None and row["mechanism"] != "full_attention":
             figure += f" ({row['of_full']:.0%} of what full attention finds at 4,096)"
         cells = (
-            _TASKS[row["task"]],
+            _TASKS[row["task"]] + (f", at the {row['depth']}" if row["depth"] in ("start", "middle", "end") else ""),
             f"{row['length']:,}",
             row["mechanism"].replace("_", " "),
             f"{row['state_bytes'] / 2**20:.1f} MiB",
