@@ -58,9 +58,11 @@ class Reader:
         return torch.cat(parts)
 
 
-def window_reader(checkpoint: Checkpoint) -> Reader:
-    """Only the window, as wide as that of `slots`."""
-    return Reader("window", assemble(checkpoint, memory_config(checkpoint, "window", {}), "window"))
+def window_reader(checkpoint: Checkpoint, like: MemoryConfig | None = None) -> Reader:
+    """Only the window: its own default, or one as wide as that of another memory."""
+    options = {} if like is None else {"window": like.window, "segment": like.segment}
+    name = "window" if like is None else f"window {like.window}"
+    return Reader(name, assemble(checkpoint, memory_config(checkpoint, "window", options), "window"))
 
 
 def full_attention_reader(checkpoint: Checkpoint, length: int) -> Reader:

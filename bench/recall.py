@@ -163,7 +163,7 @@ def measure(recall: Recall, checkpoint: Checkpoint, model: str, tasks: Sequence[
         for length in (4_096, 8_192) if quick else (4_096, 8_192, 32_768):
             recall.facts(slots, length, rounds)
     if "nll" in tasks:
-        for reader in (window, slots):
+        for reader in (window, window_reader(checkpoint, slots.model.decoder.memory.config), slots):
             recall.nll(reader, 4_096 if quick else 8_192)
 
 
