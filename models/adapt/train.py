@@ -114,16 +114,15 @@ class Trainer:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory = self._decoder.memory
         example = self._base.empty_state(len(batch.tokens)) if self._base is not None and batch.imitate else None
+        memory.losses = []
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0
         for part in _parts(batch, self._settings.truncate * memory.config.segment):
             with torch.set_grad_enabled(bool(part.asked.any())):  # nothing can be learned where nothing is asked
-                memory.losses = []
                 hidden, _ = self._decoder.run(part.tokens, state)
                 chosen, targets = self._decoder.read_out(hidden[part.asked]), part.targets[part.asked]
                 loss = F.cross_entropy(chosen, targets, reduction="sum") / asked
-                whole = sum(memory.losses, loss)
-                memory.losses = None
+                whole, memory.losses = sum(memory.losses, loss), []
                 if example is not None:
                     whole = whole + batch.imitate / asked * self._divergence(part, example, chosen)
             if len(targets):
@@ -131,6 +130,7 @@ class Trainer:
                 total += float(loss.detach())
                 right += int((chosen.argmax(dim=-1) == targets).sum())
             state = state.detached()
+        memory.losses = None
         self._carried = state if self._settings.carry else None
         return total, right / asked
 

@@ -33,6 +33,10 @@ class InfiniConfig(LayeredConfig):
     `gated_delta` alone, are the strength of a write (0 to 1) and the part of the memory that fades with a token, before training.
     With a `decay_init` of 0 nothing ever fades, and training does not change that: DeltaNet's rule (arXiv 2406.06484).
 
+    A write weaker than `write_floor` does not happen at all, which a sigmoid alone never reaches: with `decay_init` 0 what is
+    stored then stays as it is while nothing worth a write is read. `write_cost` is, in training, the price in nats of a segment
+    whose tokens are all written at full strength. Both are for `gated_delta` alone.
+
     With `projections` keys and queries pass through maps of the memory's own, (d, d) a head, which begin as the identity: a
     pretrained model can then learn to store by other features than those it attends by.
     """
@@ -43,6 +47,8 @@ class InfiniConfig(LayeredConfig):
     gate_init: float = -10.0
     write_init: float = 0.8
     decay_init: float = 1e-5
+    write_floor: float = 0.0
+    write_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +64,10 @@ class InfiniConfig(LayeredConfig):
             raise ConfigError(
                 f"decay_init must be 0, for a memory that does not fade, or less than 1, not {self.decay_init}"
             )
+        if not 0 <= self.write_floor < 1:
+            raise ConfigError(f"write_floor must be 0 or more and less than 1, not {self.write_floor}")
+        if not 0 <= self.write_cost < math.inf:
+            raise ConfigError(f"write_cost must be 0 or more nats, not {self.write_cost}")
 
 
 class Infini(Memory):
@@ -170,6 +180,9 @@ class GatedDeltaInfini(Infini):
         seen = torch.cat((keys, values), dim=-1)  # (B, K, S, 2d)
         counted = counted[..., 0]
         write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
+        strength = _above(write.sigmoid(), self.config.write_floor) * counted
+        if self.losses is not None and self.config.write_cost:
+            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
         log_decay = torch.zeros_like(write)
         if self.config.decay_init:
             decay = (seen @ self.decay_weight[index, :, :, None]).squeeze(-1) + self.decay_offset[index, :, None]
@@ -178,7 +191,7 @@ class GatedDeltaInfini(Infini):
             memory=state.read("infini_memory", index),
             keys=F.normalize(keys, dim=-1),
             values=values,
-            write=write.sigmoid() * counted,
+            write=strength,
             log_decay=log_decay,
         )
         state.write("infini_memory", memory, index)
@@ -205,6 +218,11 @@ def _grow(features: Tensor, norm: Tensor, known: Tensor) -> tuple[Tensor, Tensor
     new = (1 - _share(known, own)).clamp(0, 1)
     grown = norm + (features * new).sum(dim=2)
     return grown, torch.maximum(features @ grown[..., None], own)
+
+
+def _above(share: Tensor, floor: float) -> Tensor:
+    """The share, 0 below the floor and from there on stretched, so that it has no jump."""
+    return ((share - floor) / (1 - floor)).relu() if floor else share
 
 
 def _logit(share: float) -> float:

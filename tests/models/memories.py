@@ -91,6 +91,9 @@ ROWS: Mapping[str, Row] = {
     "infini gated delta that never fades": Row(
         infini_config(rule="gated_delta", decay_init=0.0, write_init=0.5), InfiniReference
     ),
+    "infini gated delta that leaves most tokens out": Row(
+        infini_config(rule="gated_delta", decay_init=0.0, write_init=0.5, write_floor=0.5), InfiniReference
+    ),
     "continuous": Row(continuous_config(), ContinuousReference),
     "continuous in two layers, a segment of sinks": Row(
         continuous_config(sinks=16, layers=(1, 3), tau=0.75, ridge=1.0, samples=31), ContinuousReference

@@ -159,6 +159,10 @@ def test_the_state_has_the_numbers_that_the_paper_counts() -> None:
         ({"decay_init": -0.1}, "decay_init must be 0"),
         ({"decay_init": 1.0}, "decay_init must be 0"),
         ({"decay_init": math.nan}, "decay_init must be 0"),
+        ({"write_floor": 1.0}, "write_floor must be"),
+        ({"write_floor": -0.1}, "write_floor must be"),
+        ({"write_cost": -1.0}, "write_cost must be"),
+        ({"write_cost": math.inf}, "write_cost must be"),
         ({"window": 20}, "multiple of the segment"),
     ],
 )

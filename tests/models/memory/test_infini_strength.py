@@ -39,3 +39,22 @@ def test_strength_and_decay_are_learned_from_key_and_value() -> None:
     assert answer(infini, state, 1, 0) == pytest.approx([1, 5])  # the first value opens the write, the second shuts it
     write(infini, state, [((0, 1), (-1, 0))])
     assert answer(infini, state, 1, 0) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_a_write_below_the_floor_does_not_happen() -> None:
+    infini = memory(rule="gated_delta", write_init=0.5, decay_init=0, write_floor=0.2)
+    assert isinstance(infini, GatedDeltaInfini)
+    infini.write_weight[0, :] = torch.tensor([0, 0, 1.0, 0])
+    state = started(infini)
+    write(infini, state, [((1, 0), (0, 8))])
+    assert answer(infini, state, 1, 0) == pytest.approx([0, 8 * (0.5 - 0.2) / 0.8])
+    before = state.read("infini_memory").clone()
+    write(infini, state, [((1, 0), (-1.5, 9)), ((0, 1), (-2, 3))])  # strengths .18 and .12
+    assert torch.equal(state.read("infini_memory"), before)
+
+
+def test_writing_costs_something_while_training() -> None:
+    infini = memory(rule="gated_delta", write_init=0.5, decay_init=0, write_cost=3.0)
+    infini.losses = []
+    write(infini, started(infini), [((1, 0), (0, 8)), ((0, 1), (2, 2))], layer=1)
+    assert torch.stack(infini.losses).tolist() == pytest.approx([3.0 / 2 * 0.5])  # two layers

@@ -91,6 +91,8 @@ class InfiniReference(Reference):
         for key, value in pairs:
             both = torch.cat((key, value))
             write = torch.sigmoid(learned["write_weight"][head[1]] @ both + learned["write_offset"][head[1]])
+            floor = self.memory.write_floor
+            write = (write - floor) / (1 - floor) if write > floor else torch.zeros_like(write)
             fade = torch.tensor(1.0, dtype=torch.float64)
             if self.memory.decay_init:
                 fade = torch.exp(
