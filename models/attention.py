@@ -53,7 +53,9 @@ class Far:
 
     `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
     integers with `key_scale` and `value_scale` (B, r, C), and a grid for either if need be. `visible` (B, r, C) is False where
-    nothing is stored; None means that all is visible. Keys carry no rotation: they lie at one fixed distance W.
+    nothing is stored; None means that all is visible. Keys carry no rotation: they lie at one fixed distance W. `query`
+    (B, r, G, t, d) is what they are asked for, None: what queries at that distance are. `offset` (B, r, G, t), wide, is added to a
+    query's scaled far scores.
     """
 
     heads: list[int]
@@ -64,7 +66,7 @@ class Far:
     value_scale: Tensor | None = None
     key_grid: Grid | None = None
     value_grid: Grid | None = None
-    sharpness: Tensor | None = None
+    query: Tensor | None = None
     offset: Tensor | None = None
 
 
@@ -135,8 +137,6 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
 
     Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
     """
-    if far.sharpness is not None:
-        far_query = (far_query * far.sharpness[:, :, None, None]).to(query.dtype)
     if _fused(query, keys, values, far_query, far.keys, far.values, *([] if far.offset is None else [far.offset])):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
@@ -148,7 +148,7 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
     if offset is not None:
         away = away + offset
     if far.offset is not None:
-        away = away + _by_query(far.offset, query) / scale
+        away = away + far.offset.flatten(2, 3)[..., None] / scale
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
     weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
@@ -195,18 +195,13 @@ def _attend_in_two_passes(
     if offset is not None:
         far_mass = far_mass + offset[..., 0] * query.shape[-1] ** -0.5
     if far.offset is not None:
-        far_mass = far_mass + _by_query(far.offset, query)[..., 0]
+        far_mass = far_mass + far.offset.flatten(2, 3)
     away = _off_grid(away, torch.ones_like(far_mass)[..., None], far.value_grid)
     if far.visible is not None:
         # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
-
-
-def _by_query(x: Tensor, query: Tensor) -> Tensor:
-    """x (r, G) for each row of a flattened query (B, r, G, T, d): (r, G*T, 1)."""
-    return x.repeat_interleave(query.shape[3], dim=1)[..., None]
 
 
 def _on_grid(query: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor | None]:

@@ -133,7 +133,8 @@ def lesson(source: random.Random, taken: Collection[str] = ()) -> Needle:
     return Needle(chosen.sentence.format(name=owner, value=value), chosen.cue.format(name=owner), f" {value}")
 
 
-def lessons(source: random.Random, count: int) -> list[Needle]:
-    """Lessons of different people."""
-    people = source.sample(_NAMES, count)
-    return [lesson(source, set(_NAMES) - {name}) for name in people]
+def lessons(source: random.Random, count: int, numbers: int = 0) -> list[Needle]:
+    """Lessons of different people, the last `numbers` of them seven-digit needles beside `count` others."""
+    people = source.sample(_NAMES, count + numbers)
+    taught = [lesson(source, set(_NAMES) - {name}) for name in people[:count]]
+    return taught + [needle(source, name) for name in people[count:]]

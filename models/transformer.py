@@ -192,7 +192,8 @@ class Decoder(nn.Module):
         if isinstance(found, Beside):
             joined = attend_beside(near, keys_of, values_of, piece.bias, found)
         else:
-            joined = attend_jointly(near, keys_of, values_of, piece.bias, asked.far[:, chosen], found)
+            far_query = asked.far[:, chosen] if found.query is None else found.query
+            joined = attend_jointly(near, keys_of, values_of, piece.bias, far_query, found)
         others = [head for head in range(kv_heads) if head not in chosen]
         if not others:
             return joined

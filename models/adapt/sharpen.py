@@ -1,8 +1,6 @@
-"""How sharply slots are looked at: one factor and one offset for the far scores of each query head.
+"""How slots learn to be looked at: `models.memory.look.Look` is taught answers far behind their facts, against plain text.
 
-All far tokens lie at one distance, and there are many of them: what an answer needs is drowned by what merely resembles it, or by
-the ring. Both numbers are learned from facts that are asked for far behind them, against plain text, which pays for every look
-that finds nothing. Nothing else of the model or the memory changes.
+Text pays for every look that finds nothing. Nothing else of the model or the memory changes.
 """
 
 from __future__ import annotations
@@ -27,17 +25,19 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 
-LENGTHS = (1500, 1500, 3000, 3000, 6000, 6000, 12_000, 12_000)
+LENGTHS = (1500, 1500, 3000, 3000, 3000, 6000, 6000, 6000, 12_000, 12_000, 12_000, 24_000)
 """Tokens of the sessions that are asked, each with facts of its own."""
-REPEATS = (80, 200, 400)
+REPEATS = (80, 200, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
 FACTS = 14
-QUESTIONS = 4
-"""Facts asked in one step."""
-TEXT = 256
+NEEDLES = 3
+"""Facts in plain words, and numbers, in each session."""
+TEXT = 192
 """Tokens of plain text that follow a session in one step."""
 _RATE = 0.05
+_MATRIX_RATE = 0.005
 _BEGIN = (1.3, -2.0)
+_ENOUGH = 3
 _LIKELIER = math.log(2)
 """Nats of a token that is as likely as all others together."""
 
@@ -71,47 +71,57 @@ def sharpen(
     seed: int,
     say: Callable[[Progress], None],
 ) -> None:
-    """Learn `sharpness` and `offset` of the decoder's slots in place; `say` hears of every tenth step.
+    """Teach the look of the decoder's slots in place; `say` hears of every tenth step.
 
-    `text_weight` is what a nat of text counts beside one of an answer. Raises `ConfigError` for a book that is too short.
+    A step takes one session: all that it is asked for, and how its text goes on. `text_weight` is what a nat of text counts
+    beside one of an answer. Raises `ConfigError` for a book that is too short.
     """
     memory = decoder.memory
     assert isinstance(memory, Slots)
+    look = memory.look
+    assert look is not None
     needed = max(LENGTHS) + TEXT + 2
     if len(book) < needed:
         raise ConfigError(f"the book has {len(book)} tokens; at least {needed} are needed: give a longer one")
     source, began = random.Random(seed), time.monotonic()
     with torch.no_grad():
-        memory.sharpness.fill_(_BEGIN[0])
-        memory.offset.fill_(_BEGIN[1])
+        look.sharpness.fill_(_BEGIN[0])
+        look.offset.fill_(_BEGIN[1])
     sessions = [_facts(decoder, tokenizer, book, length, source) for length in LENGTHS]
     sessions += [_passkey(decoder, tokenizer, book, repeats, source) for repeats in REPEATS]
-    learned = [memory.sharpness.requires_grad_(True), memory.offset.requires_grad_(True)]
-    optimizer = torch.optim.Adam(learned, lr=_RATE)
-    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, steps)
+    look.requires_grad_(True)
+    matrices = [look.eagerness, look.down, look.up]
+    optimizer = torch.optim.Adam(
+        [{"params": [look.sharpness, look.offset], "lr": _RATE}, {"params": matrices, "lr": _MATRIX_RATE}],
+        betas=(0.9, 0.98),
+    )
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    order: list[Session] = []
     sure: list[bool] = []
-    nats = 0.0
+    nats: list[float] = []
     for step in range(1, steps + 1):
-        session = source.choice(sessions)
-        asked = source.sample(session.facts, min(QUESTIONS, len(session.facts)))
-        answers = [_answer(decoder, tokenizer, session, fact) for fact in asked]
-        text = _losses(decoder, session, session.after[:-1], session.after[1:]).mean()
-        loss = torch.stack([answer.mean() for answer in answers]).mean() + text_weight * text
-        loss.backward()
+        order = order or source.sample(sessions, len(sessions))
+        session = order.pop()
+        answers = _answers(decoder, tokenizer, session)
+        # One passkey must not weigh as much as a whole session of facts.
+        weight = min(1.0, len(answers) / _ENOUGH)
+        (weight * torch.stack([answer.mean() for answer in answers]).mean()).backward()
+        [text] = _losses(decoder, session, [session.after[:-1]], [session.after[1:]])
+        (text_weight * text.mean()).backward()
         optimizer.step()
         falling.step()
         optimizer.zero_grad()
         sure += [float(answer.detach().max()) < _LIKELIER for answer in answers]
-        nats += float(text.detach())
+        nats.append(float(text.detach().mean()))
         if step % 10 == 0:
-            say(Progress(step, sum(sure) / len(sure), nats / 10, time.monotonic() - began))
-            sure, nats = [], 0.0
+            say(Progress(step, sum(sure) / len(sure), sum(nats) / len(nats), time.monotonic() - began))
+            sure, nats = [], []
     memory.requires_grad_(False)
 
 
 def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], length: int, source: random.Random) -> Session:
     """Facts in a stretch of the book."""
-    facts = lessons(source, FACTS)
+    facts = lessons(source, FACTS, NEEDLES)
     begin = source.randrange(len(book) - length - TEXT - 1)
     part = book[begin : begin + length + 1]
     tokens = hide(tokenizer, part, [fact.sentence for fact in facts], length, source)
@@ -136,16 +146,28 @@ def _read(decoder: Decoder, tokens: Sequence[int]) -> MemoryState:
     return state
 
 
-def _answer(decoder: Decoder, tokenizer: Tokenizer, session: Session, fact: Needle) -> Tensor:
-    """Nats of each token of the answer."""
-    asked, answer = question(tokenizer, fact)
-    return _losses(decoder, session, [*asked, *answer[:-1]], answer)
+def _answers(decoder: Decoder, tokenizer: Tokenizer, session: Session) -> list[Tensor]:
+    """Nats of each token of every answer."""
+    pairs = [question(tokenizer, fact) for fact in session.facts]
+    rows = [[*asked, *answer[:-1]] for asked, answer in pairs]
+    return _losses(decoder, session, rows, [answer for _, answer in pairs])
 
 
-def _losses(decoder: Decoder, session: Session, tokens: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Nats of what the last tokens of a call should be followed by; the session stays as it is."""
-    state = UnrolledState.start(decoder.spec(), 1, decoder.device)
+def _losses(
+    decoder: Decoder, session: Session, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Nats of what the last tokens of each row should be followed by; the session stays as it is."""
+    state = UnrolledState.start(decoder.spec(), len(rows), decoder.device)
     for name, tensor in session.state.tensors().items():
-        state.write(name, tensor)
-    logits, _ = decoder(torch.tensor([tokens], device=decoder.device), state, logits="all")
-    return F.cross_entropy(logits[0, -len(wanted) :], torch.tensor(wanted, device=decoder.device), reduction="none")
+        state.write(name, tensor.expand(len(rows), *tensor.shape[1:]))
+    longest = max(map(len, rows))
+    filled = [[*row, *[0] * (longest - len(row))] for row in rows]  # what comes behind a row's end changes nothing in it
+    hidden, _ = decoder.run(torch.tensor(filled, device=decoder.device), state)
+    ends = [
+        row[len(tokens) - len(targets) : len(tokens)]
+        for row, tokens, targets in zip(hidden, rows, wanted, strict=True)
+    ]
+    logits = decoder.read_out(torch.cat(ends))
+    targets = torch.tensor([token for row in wanted for token in row], device=decoder.device)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return list(losses.split([len(row) for row in wanted]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attention import Asked, Beside, Far, Grid
 from models.config import MemoryConfig, ModelConfig
@@ -20,6 +20,7 @@ from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayerReport, Mechanism, Memory, Report
 from models.memory.importance import Importance, Learned, Leverage
+from models.memory.look import Look
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -85,10 +86,9 @@ class Slots(Memory):
             if not 0 <= config.listens < model.num_layers:
                 raise ConfigError(f"listens must name a layer from 0 to {model.num_layers - 1}, not {config.listens}")
             self.importance, self.listens = Learned(config, len(heads), model.hidden_size, self._wide), config.listens
-            shape = (len(heads), model.queries_per_kv)
-            self.sharpness = nn.Parameter(torch.ones(shape, dtype=self._wide))
-            self.offset = nn.Parameter(torch.zeros(shape, dtype=self._wide))
+            self.look: Look | None = Look(len(heads), model.queries_per_kv, self._size, self._wide)
         else:
+            self.look = None
             self.importance = Leverage(config, len(heads), self._size, self._wide, config.ridge, config.reach)
         self.lookahead = self.importance.lookahead
 
@@ -129,7 +129,9 @@ class Slots(Memory):
         if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
             return None
         heads, used = self._range[layer], slice(0, max(filled))
-        learned = self.config.importance == "learned"
+        query, offset = None, None
+        if self.look is not None:
+            query, offset = self.look(asked.far[:, self._heads[layer]], heads)
         alike = min(filled) == max(filled)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
@@ -139,8 +141,8 @@ class Slots(Memory):
             visible=None if alike else state.read("slot_score", heads, used) > -torch.inf,
             key_scale=state.read("slot_key_scale", heads, used).to(self._wide) if self._quantized else None,
             value_scale=state.read("slot_value_scale", heads, used).to(self._wide) if self._quantized else None,
-            sharpness=self.sharpness[heads] if learned else None,
-            offset=self.offset[heads] if learned else None,
+            query=query,
+            offset=offset,
             key_grid=_grid(state.read("key_grid", heads)) if self._packed else None,
             value_grid=_grid(state.read("value_grid", heads)) if self._packed else None,
         )

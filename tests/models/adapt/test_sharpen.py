@@ -1,4 +1,4 @@
-"""How sharply slots are looked at is learned, and nothing else changes."""
+"""How slots are looked at is learned, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from models.adapt import sharpen as module
-from models.adapt.sharpen import Progress, sharpen
+from models.adapt.sharpen import Progress, Session, sharpen
 from models.attention import Far, attend_jointly
 from models.errors import ConfigError
+from models.memory.look import Look
 from models.memory.slots import Slots
 from models.probes import prose
 from models.tokenizer import Tokenizer
@@ -41,13 +42,13 @@ def taught(checkpoint: Checkpoint, steps: int) -> tuple[Decoder, list[Progress]]
     return decoder, said
 
 
-def test_only_sharpness_and_offset_are_learned(checkpoint: Checkpoint) -> None:
+def test_only_the_look_is_learned(checkpoint: Checkpoint) -> None:
     decoder, said = taught(checkpoint, 20)
     untouched = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
     open_memory(untouched.memory)
     for name, parameter in decoder.memory.named_parameters():
         same = torch.equal(parameter, dict(untouched.memory.named_parameters())[name])
-        assert same == (name not in ("sharpness", "offset")), name
+        assert same == (not name.startswith("look.")), name
         assert parameter.isfinite().all()
         assert not parameter.requires_grad
     assert [progress.step for progress in said] == [10, 20]
@@ -57,12 +58,14 @@ def test_the_same_seed_learns_the_same(checkpoint: Checkpoint) -> None:
     (one, _), (other, _) = taught(checkpoint, 3), taught(checkpoint, 3)
     assert isinstance(one.memory, Slots)
     assert isinstance(other.memory, Slots)
-    assert torch.equal(one.memory.sharpness, other.memory.sharpness)
+    assert one.memory.look is not None
+    assert other.memory.look is not None
+    assert torch.equal(one.memory.look.up, other.memory.look.up)
 
 
 def test_a_short_book_is_refused(checkpoint: Checkpoint) -> None:
     decoder = build(checkpoint, slots_config(importance="learned", listens=1))
-    with pytest.raises(ConfigError, match="at least 1158 are needed"):
+    with pytest.raises(ConfigError, match="at least 1094 are needed"):
         sharpen(
             decoder,
             Tokenizer.of(checkpoint.tokenizer),
@@ -75,21 +78,37 @@ def test_a_short_book_is_refused(checkpoint: Checkpoint) -> None:
 
 
 def test_long_calls_pass_the_same_gradients_as_short_ones() -> None:
-    """Nothing but the two asks for gradients, as in the lowest layer: a fused kernel that loses some must not be taken."""
+    """Nothing but the look asks for gradients, as in the lowest layer: a fused kernel that loses some must not be taken."""
     generator = torch.Generator().manual_seed(0)
     query, far_query = torch.randn(2, 1, 2, 3, 20, 8, generator=generator).double()
     keys, values, far_keys, far_values = torch.randn(4, 1, 2, 30, 8, generator=generator).double()
     bias = torch.zeros(1, 1, 3 * 20, 30).double()
+    look = Look(2, 3, 8, torch.float64)
+    torch.nn.init.normal_(look.up, generator=generator)
     found = []
     for cut in (20, 5):
-        sharpness, offset = (
-            torch.full((2, 3), 1.5).double().requires_grad_(),
-            torch.zeros(2, 3).double().requires_grad_(),
-        )
-        far = Far([0, 1], far_keys, far_values, sharpness=sharpness, offset=offset)
-        parts = zip(query.split(cut, dim=3), far_query.split(cut, dim=3), strict=True)
-        outs = [attend_jointly(near, keys, values, bias[:, :, : 3 * cut], away, far) for near, away in parts]
-        found.append(torch.autograd.grad(torch.cat(outs, dim=3).square().sum(), (sharpness, offset)))
+        outs = []
+        for near, away in zip(query.split(cut, dim=3), far_query.split(cut, dim=3), strict=True):
+            asked, offset = look(away, slice(0, 2))
+            far = Far([0, 1], far_keys, far_values, query=asked, offset=offset)
+            outs.append(attend_jointly(near, keys, values, bias[:, :, : 3 * cut], asked, far))
+        found.append(torch.autograd.grad(torch.cat(outs, dim=3).square().sum(), list(look.parameters())))
     for long, short in zip(*found, strict=True):
         torch.testing.assert_close(long, short)
-        assert long.abs().min() > 1e-6
+        assert long.abs().max() > 1e-6
+
+
+def test_each_row_loses_what_it_would_lose_alone(checkpoint: Checkpoint) -> None:
+    """Rows of several lengths go through the model together; a session is not changed by what is asked of it."""
+    decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    open_memory(decoder.memory)
+    state = module._read(decoder, list(range(5, 205)))
+    session = Session(state, [], [])
+    rows, wanted = [[7, 8, 9, 10, 11], [20, 21], [30] * 40], [[12, 13], [3], [31]]
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    with torch.no_grad():
+        together = module._losses(decoder, session, rows, wanted)
+        alone = [module._losses(decoder, session, [row], [want])[0] for row, want in zip(rows, wanted, strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())

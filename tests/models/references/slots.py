@@ -26,15 +26,22 @@ class SlotsReference(Reference):
         self.foretold: list[Tensor] = []
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
-        """Ring and kept slots in one softmax; the slots at distance W, their scores sharpened."""
+        """Ring and kept slots in one softmax; the slots at distance W, asked for what the look makes of the query."""
         scores, values = self.near(layer, index, query)
         head = self.group(index)
         kept = self.kept.get((layer, head), [])
         far = self.turn(query, self.memory.window)
-        away = [far @ self._stored("key", layer, head, place) / len(query) ** 0.5 for place in kept]
+        offset = torch.zeros((), dtype=torch.float64)
         if self.memory.importance == "learned" and kept:
-            place = (sorted(self.memory.heads).index((layer, head)), index % (len(self.group_of(head))))
-            away = [score * self.parameters["sharpness"][place] + self.parameters["offset"][place] for score in away]
+            which = (sorted(self.memory.heads).index((layer, head)), index % (len(self.group_of(head))))
+            look = {
+                name.removeprefix("look."): tensor[which].double()
+                for name, tensor in self.parameters.items()
+                if name.startswith("look.")
+            }
+            offset = look["eagerness"] @ far / len(far) ** 0.5 + look["offset"]
+            far = look["sharpness"] * far + look["up"].T @ (look["down"].T @ far)
+        away = [far @ self._stored("key", layer, head, place) / len(query) ** 0.5 + offset for place in kept]
         scores = torch.stack([*scores, *away])
         values = torch.stack([*values, *(self._stored("value", layer, head, place) for place in kept)])
         return scores.softmax(0) @ values
