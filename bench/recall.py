@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.reading import Reader, full_attention_reader, window_reader
-from bench.trials import Trials
+from models.evaluate.evaluation import Evaluation, mean
+from models.evaluate.reading import ROOM, Reader, full_attention_reader, memory_reader, window_reader
+from models.evaluate.results import Result, Results
+from models.evaluate.trials import Trials
 from models.load import Offer, load_offers
 from models.probes import prose
 from models.tokenizer import Tokenizer
@@ -30,107 +31,40 @@ from models.weights.hub import DEFAULT_MODEL
 RESULTS = Path(__file__).parent / "results" / "recall.json"
 COMPARED = 4_096
 """Tokens at which full attention says which facts the model can answer at all."""
-DEPTHS = {"start": 0.0, "middle": 0.5, "end": 1.0}
 TASKS = ("passkey", "needle", "multikey", "rewrite", "facts", "nll")
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Result:
-    """One figure. `accuracy` is digits for needles, nats a token for `nll`, and exact match for all else.
+class Compared(Result):
+    """`of_full` is the share of those facts that full attention finds at 4,096 tokens; None where nothing was compared."""
 
-    `of_full` is the share of those facts that full attention finds at 4,096 tokens; None where nothing was compared.
-    """
-
-    mechanism: str
-    task: str
-    length: int
-    depth: str
-    trials: int
-    accuracy: float
-    state_bytes: int
     of_full: float | None = None
 
 
-class Recall:
-    """Runs trials and collects results."""
+class Recall(Evaluation):
+    """An evaluation whose facts are compared with those that full attention finds."""
 
-    def __init__(self, checkpoint: Checkpoint, book: str, out: Path) -> None:
-        self._out = out
-        self._trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
-        self.results: list[Result] = []
+    def __init__(self, trials: Trials, results: Results) -> None:
+        super().__init__(trials, results)
         self._found_by_all: list[float] = []
-
-    def passkey(self, reader: Reader, length: int, trials: int) -> None:
-        """See `Trials.passkey`."""
-        self._report(reader, "passkey", length, self._trials.passkey(reader, length, trials))
-
-    def passkey_by_depth(self, reader: Reader, length: int, trials: int) -> None:
-        """At the start, in the middle and at the end, so many trials each."""
-        for name, depth in DEPTHS.items():
-            self._report(reader, "passkey", length, self._trials.passkey(reader, length, trials, depth), name)
-
-    def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> None:
-        """See `Trials.needles`."""
-        self._report(reader, "needle", length, self._trials.needles(reader, length, trials, haystacks))
-
-    def multikey(self, reader: Reader, length: int, rounds: int) -> None:
-        """See `Trials.multikey`."""
-        self._report(reader, "multikey", length, self._trials.multikey(reader, length, rounds))
-
-    def rewrite(self, reader: Reader, length: int, rounds: int) -> None:
-        """See `Trials.rewrite`."""
-        self._report(reader, "rewrite", length, self._trials.rewrite(reader, length, rounds))
 
     def facts(self, reader: Reader, length: int, rounds: int) -> None:
         """See `Trials.facts`. Full attention over 4,096 tokens comes first: the others are compared with it."""
-        right = self._trials.facts(reader, length, rounds)
+        right = self.trials.facts(reader, length, rounds)
         if reader.name == "full_attention" and length == COMPARED:
             self._found_by_all = right
         shared = [one for one, found in zip(right, self._found_by_all, strict=False) if found]
         of_full = round(sum(shared) / len(shared), 4) if shared else None
-        self._report(reader, "facts", length, right, of_full=of_full)
+        self.add(Compared(**asdict(mean(reader, "facts", length, right)), of_full=of_full))
+
+    def add(self, result: Result) -> None:
+        """Add a row."""
+        super().add(result if isinstance(result, Compared) else Compared(**asdict(result)))
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens from the 2,048th on."""
-        losses = reader.losses(self._trials.book[:length])[2048:]
-        self._add(
-            Result(reader.name, "nll", length, "", len(losses), round(float(losses.mean()), 4), reader.state_bytes)
-        )
-
-    def _report(
-        self,
-        reader: Reader,
-        task: str,
-        length: int,
-        right: Sequence[float],
-        depth: str = "spread",
-        of_full: float | None = None,
-    ) -> None:
-        accuracy = round(sum(right) / len(right), 4)
-        self._add(Result(reader.name, task, length, depth, len(right), accuracy, reader.state_bytes, of_full))
-
-    def _add(self, result: Result) -> None:
-        self.results.append(result)
-        self._save()
-        figure = f"{result.accuracy:.4f}"
-        console.print(
-            f"{time.strftime('%H:%M:%S')} {result.task:<8} {result.length:>7,} {result.mechanism:<16} {figure}"
-        )
-
-    def _save(self) -> None:
-        """Write what there is, after every figure: runs are long. What else an earlier run measured stays."""
-        measured = {_what(asdict(one)) for one in self.results}
-        earlier = json.loads(self._out.read_text(encoding="utf-8")) if self._out.exists() else []
-        rows = [row for row in earlier if _what(row) not in measured] + [asdict(one) for one in self.results]
-        rows.sort(key=lambda row: (TASKS.index(row["task"]), row["length"]))
-        self._out.parent.mkdir(parents=True, exist_ok=True)
-        self._out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
-def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a row is a measurement of."""
-    return row["mechanism"], row["task"], row["length"], row["depth"]
+        self.note(reader, "nll", length, reader.losses(self.trials.book[:length])[2048:].tolist(), "")
 
 
 def offer_reader(model: str, offer: str) -> Reader:
@@ -140,8 +74,7 @@ def offer_reader(model: str, offer: str) -> Reader:
     [loaded] = load_offers(
         [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)], dtype=torch.bfloat16
     ).values()
-    rule = chosen.get("options", {}).get("rule", getattr(loaded.decoder.memory.config, "rule", ""))
-    return Reader(" ".join(filter(None, (chosen["memory"], rule))), loaded)
+    return memory_reader(chosen["memory"], loaded)
 
 
 def measure(recall: Recall, checkpoint: Checkpoint, model: str, tasks: Sequence[str], quick: bool) -> None:
@@ -149,17 +82,16 @@ def measure(recall: Recall, checkpoint: Checkpoint, model: str, tasks: Sequence[
     slots, window = offer_reader(model, "slots"), window_reader(checkpoint)
     if "passkey" in tasks:
         recall.passkey_by_depth(slots, 8_192 if quick else 32_768, 1 if quick else 3)
-        recall.passkey(window, 4_096, 5)
+        recall.note(window, "passkey", 4_096, recall.trials.passkey(window, 4_096, 5))
     if "needle" in tasks:
-        recall.needles(slots, 4_096 if quick else 32_768, 5 if quick else 20, 1 if quick else 4)
-        recall.needles(window, 4_096, 5, 1)
-    if "multikey" in tasks:
-        recall.multikey(slots, 4_096 if quick else 16_384, 1 if quick else 5)
-    if "rewrite" in tasks:
-        recall.rewrite(slots, 4_096 if quick else 16_384, 1 if quick else 5)
+        recall.questions(slots, "needle", 4_096 if quick else 32_768, 5 if quick else 20)
+        recall.questions(window, "needle", 4_096, 5)
+    for task in ("multikey", "rewrite"):
+        if task in tasks:
+            recall.questions(slots, task, 4_096 if quick else 16_384, 4 if quick else 20)
     if "facts" in tasks:
         rounds = 1 if quick else 5
-        recall.facts(full_attention_reader(checkpoint, COMPARED + 600), COMPARED, rounds)
+        recall.facts(full_attention_reader(checkpoint, COMPARED + ROOM), COMPARED, rounds)
         for length in (4_096, 8_192) if quick else (4_096, 8_192, 32_768):
             recall.facts(slots, length, rounds)
     if "nll" in tasks:
@@ -193,14 +125,15 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
-    recall = Recall(checkpoint, book, options.out)
+    trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
+    recall = Recall(trials, Results(options.out, console.print))
     if options.offer:
         reader = offer_reader(options.model, options.offer)
         for length in options.lengths:
             recall.passkey_by_depth(reader, length, options.trials)
         return
     measure(recall, checkpoint, options.model, options.only or TASKS, options.quick)
-    Console().print(table(recall.results))
+    Console().print(table(recall.results.rows))
     print(f"wrote {options.out}")
 
 

@@ -101,6 +101,19 @@ def needles(source: random.Random, count: int) -> list[Needle]:
     return [needle(source, name) for name in source.sample(_NAMES, count)]
 
 
+def numbers(source: random.Random) -> tuple[list[Needle], Needle]:
+    """RULER's multi-value needle: four numbers of one person, and a needle of all of them, whose question asks for a list.
+
+    A model may list them in any order.
+    """
+    owner = source.choice(_NAMES)
+    said = [needle(source, owner) for _ in range(4)]
+    # Told how many there are, the default model lists them; asked for "the special magic numbers" it says one and stops.
+    cue = f"The four special magic numbers for {owner} are:"
+    listed = ",".join(one.answer for one in said)
+    return said, Needle(f"{cue}{listed}.", cue, listed)
+
+
 def passkey(source: random.Random) -> Needle:
     """The passkey task (arXiv 2305.16300): a number of up to five digits, said twice in its sentence."""
     key = source.randrange(1, 50_001)

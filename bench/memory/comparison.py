@@ -9,8 +9,8 @@ from pathlib import Path
 
 from bench.memory.timing import fold_ms, read_us
 from bench.memory.variants import Variant
-from bench.reading import Reader
-from bench.trials import Trials
+from models.evaluate.reading import Reader
+from models.evaluate.trials import Trials
 from models.load import assemble, memory_config
 from models.state import spec_nbytes
 from models.tokenizer import Tokenizer

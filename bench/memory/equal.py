@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench.reading import Reader
+from models.evaluate.reading import Reader
 from models.load import Offer, load_offers
 from models.state import spec_nbytes
 from models.weights.hub import DEFAULT_MODEL

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from bench.reading import Reader
 from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
+from models.evaluate.reading import Reader
 from models.memory.base import Evicted, Finished
 from models.state import MemoryState
 

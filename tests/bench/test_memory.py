@@ -13,7 +13,7 @@ from bench.memory.equal import equal_bytes
 from bench.memory.report import DOCS, table, with_table
 from bench.memory.timing import fold_ms, read_us
 from bench.memory.variants import VARIANTS
-from bench.reading import Reader
+from models.evaluate.reading import Reader
 from models.load import assemble, memory_config
 from models.memory import MECHANISMS
 from models.weights.checkpoint import load_checkpoint

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 import models
-from bench.reading import Reader
-from bench.trials import Trials
+from models.evaluate.reading import Reader
+from models.evaluate.trials import Trials
 from models.load import LoadedModel, Offer, load_offers
 from models.probes import prose
 from models.weights.hub import DEFAULT_MODEL

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from models.probes import FACTS, fact, needle, needles, passkey, passkey_haystack, plant, prose
+from models.probes import FACTS, fact, needle, needles, numbers, owner_of, passkey, passkey_haystack, plant, prose
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -34,6 +34,14 @@ def test_needles_have_different_names() -> None:
     hidden = needles(random.Random(0), 20)
     assert len({one.question for one in hidden}) == 20
     assert all(len(one.answer.strip()) == 7 for one in hidden)
+
+
+def test_four_numbers_of_one_person_are_asked_for_at_once() -> None:
+    said, asked = numbers(random.Random(0))
+    assert len({owner_of(one) for one in said}) == 1
+    assert owner_of(said[0]) in asked.question
+    assert asked.answer.strip().split(", ") == [one.answer.strip() for one in said]
+    assert asked.sentence.startswith(asked.question + asked.answer)
 
 
 def test_a_passkey_is_said_twice_and_asked_for() -> None:

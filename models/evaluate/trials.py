@@ -1,4 +1,4 @@
-"""Things hidden in a text, and whether a reader finds them: what bench.recall and bench.memory both measure.
+"""Things hidden in a text, and whether a reader finds them.
 
 Trials that share a haystack share its reading: the state is forked where the needle goes in.
 """
@@ -6,16 +6,22 @@ Trials that share a haystack share its reading: the state is forked where the ne
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.reading import Reader
-from models.probes import FACTS, Needle, fact, needle, needles, owner_of, passkey, passkey_haystack
+from models.errors import ModelsError
+from models.evaluate.reading import Reader
+from models.probes import FACTS, Needle, fact, needle, needles, numbers, owner_of, passkey, passkey_haystack
 from models.state import MemoryState
 from models.tokenizer import Tokenizer
 
 _AROUND = {"passkey": "\n{}\n", "needle": " {}"}
 """How a sentence stands in its haystack: the passkey's on a line of its own."""
+TAIL = 600
+"""Tokens at the end of the book's part in which nothing is hidden; the ring may still hold up to 768."""
+_SEEDS = 1_000_003
+"""Between the numbers that two seeds begin with."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,25 @@ class Trial:
 class Trials:
     """Trials over one book. Every method returns what each trial scored, 0 to 1."""
 
-    def __init__(self, tokenizer: Tokenizer, book: str) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, book: str, seed: int = 0) -> None:
+        self.tokenizer, self._seed = tokenizer, seed
         self.book = tokenizer.encode(book)
+
+    def questions(self, reader: Reader, task: str, length: int, trials: int) -> list[float]:
+        """At least so many questions of a task that hides things in the book: as many whole rounds as that takes."""
+        if task == "needle":
+            return self.needles(reader, length, trials, max(1, trials // 5))
+        rounds, asked = {
+            "multikey": (self.multikey, 4),
+            "multivalue": (self.multivalue, 1),
+            "rewrite": (self.rewrite, 4),
+            "facts": (self.facts, len(FACTS)),
+        }[task]
+        return rounds(reader, length, -(-trials // asked))
 
     def passkey(self, reader: Reader, length: int, trials: int, depth: float | None = None) -> list[float]:
         """Trials at even depths of a filler of `length` tokens, or all at one depth; the whole number has to be right."""
-        source = random.Random(length)
+        source = self._source(length)
         one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
         hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
         borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
@@ -46,16 +64,16 @@ class Trials:
 
     def needles(self, reader: Reader, length: int, trials: int, haystacks: int) -> list[float]:
         """Seven digits in the book, at even depths; the share of digits in their places."""
-        source, right = random.Random(length + 1), []
+        source, right = self._source(length + 1), []
         hidden = [needle(source) for _ in range(trials)]
-        each = trials // haystacks
         for number in range(haystacks):
             begin = source.randrange(max(1, len(self.book) - length))
             hay = self.book[begin : begin + length]
             borders = self._borders(hay)
+            among = hidden[number * trials // haystacks : (number + 1) * trials // haystacks]
             planted = [
-                Trial(one, borders[round((index + 0.5) / each * (len(borders) - 1))])
-                for index, one in enumerate(hidden[number * each : (number + 1) * each])
+                Trial(one, borders[round((index + 0.5) / len(among) * (len(borders) - 1))])
+                for index, one in enumerate(among)
             ]
             right += self._find(reader, "needle", hay, planted)
         return right
@@ -68,7 +86,7 @@ class Trials:
         """
         right = []
         for number in range(rounds):
-            source = random.Random(number)
+            source = self._source(number)
             hidden = [fact(source, template) for template in FACTS]
             source.shuffle(hidden)
             right += self._hidden_together(reader, "facts", length, hidden, hidden, source)
@@ -78,16 +96,25 @@ class Trials:
         """Four seven-digit needles of different people in one part of the book, each asked for; the whole number."""
         right = []
         for number in range(rounds):
-            source = random.Random(1000 + number)
+            source = self._source(1000 + number)
             hidden = needles(source, 4)
             right += self._hidden_together(reader, "multikey", length, hidden, hidden, source)
+        return right
+
+    def multivalue(self, reader: Reader, length: int, rounds: int) -> list[float]:
+        """Four numbers of one person in one part of the book, asked for once; the share of them in the answer."""
+        right = []
+        for number in range(rounds):
+            source = self._source(3000 + number)
+            said, asked = numbers(source)
+            right += self._hidden_together(reader, "multivalue", length, said, [asked], source)
         return right
 
     def rewrite(self, reader: Reader, length: int, rounds: int) -> list[float]:
         """Four needles, and later the same four people's with other numbers: the newest counts, the whole of it."""
         right = []
         for number in range(rounds):
-            source = random.Random(2000 + number)
+            source = self._source(2000 + number)
             first = needles(source, 4)
             newest = [needle(source, owner_of(one)) for one in first]
             right += self._hidden_together(reader, "rewrite", length, [*first, *newest], newest, source)
@@ -128,19 +155,29 @@ class Trials:
     def _ask(self, task: str, reader: Reader, state: MemoryState, hidden: Needle) -> float:
         question = self.tokenizer.encode("\n" + hidden.question, start=False)
         wanted = self.tokenizer.encode(hidden.answer, start=False)
-        got = reader.answer(state, question, len(wanted))
+        count = len(wanted) * 3 // 2 if task == "multivalue" else len(wanted)
+        got = reader.answer(state, question, count)
         return _score(task, self.tokenizer.decode(wanted), self.tokenizer.decode(got))
 
     def _borders(self, hay: Sequence[int]) -> list[int]:
-        """Places behind a sentence, but for the last 600 tokens; the ring may still hold up to 768."""
-        return [place for place in range(1, len(hay) - 600) if self._ends_sentence(hay, place)]
+        """Places behind a sentence, not in the tail. Raises `ModelsError` when there is none."""
+        borders = [place for place in range(1, len(hay) - TAIL) if self._ends_sentence(hay, place)]
+        if not borders:
+            raise ModelsError(f"no sentence of the book ends where one was to be hidden, within {len(hay):,} tokens")
+        return borders
 
     def _ends_sentence(self, tokens: Sequence[int], place: int) -> bool:
         return self.tokenizer.token_text(tokens[place - 1]).endswith((".", "!", "?"))
 
+    def _source(self, number: int) -> random.Random:
+        return random.Random(number + self._seed * _SEEDS)
+
 
 def _score(task: str, wanted: str, got: str) -> float:
-    """Digits in their places for needles, everything or nothing for the rest."""
+    """Digits in their places for needles, numbers in any for multivalue, everything or nothing for the rest."""
+    if task == "multivalue":
+        hidden = re.findall(r"\d+", wanted)
+        return sum(number in re.findall(r"\d+", got) for number in hidden) / len(hidden)
     if task == "needle":
         pairs = list(zip(wanted.strip(), got.strip().ljust(len(wanted)), strict=False))
         return sum(a == b for a, b in pairs) / len(pairs)

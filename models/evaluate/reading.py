@@ -1,17 +1,23 @@
-"""A model that reads and is asked, for the benchmarks: the decoder itself, without a server around it."""
+"""A model that reads and is asked: the decoder and the sampler of the server, without a server around them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from models.config import MemoryConfig
 from models.load import LoadedModel, assemble, memory_config
-from models.state import MemoryState
+from models.sampling import Sampler, Sampling
+from models.state import MemoryState, spec_nbytes
+from models.transformer import Weights
 from models.weights.checkpoint import Checkpoint
 
 CHUNK = 512
+ROOM = 600
+"""Tokens that a text may grow by what is hidden in it, the question and the answer."""
+_GREEDY = Sampling(temperature=0)
 
 
 class Reader:
@@ -23,7 +29,7 @@ class Reader:
     @property
     def state_bytes(self) -> int:
         """Bytes of one session."""
-        return sum(tensor.nbytes for tensor in self.model.kind.spec.values())
+        return spec_nbytes(self.model.kind.spec)
 
     def empty(self) -> MemoryState:
         """A session that has read nothing."""
@@ -33,16 +39,23 @@ class Reader:
     def read(self, state: MemoryState, tokens: Sequence[int]) -> MemoryState:
         """Take tokens in; `state` is consumed."""
         for begin in range(0, len(tokens), CHUNK):
-            self.model.decoder(torch.tensor([tokens[begin : begin + CHUNK]]), state)
+            self.model.decoder(self._tensor(tokens[begin : begin + CHUNK])[None], state)
         return state
 
     @torch.inference_mode()
     def answer(self, state: MemoryState, question: Sequence[int], count: int) -> list[int]:
-        """Greedy continuation of `count` tokens behind a question; `state` stays as it is."""
-        asked = self.read(state.clone(), question)
+        """Greedy continuation behind a question, as it is served: `count` tokens, or fewer where the model ends its turn.
+
+        `state` stays as it is.
+        """
+        asked, sampler = self.read(state.clone(), question), Sampler(_GREEDY)
         answer: list[int] = []
         while len(answer) < count:
-            answer.append(int(self.model.decoder.read_out(asked.read("hidden"))[0].argmax()))
+            scores = self.model.decoder.read_out(asked.read("hidden"))[0]
+            token = sampler.sample(scores, self._tensor(answer)).token
+            if token in self.model.tokenizer.eos_ids:
+                break
+            answer.append(token)
             self.read(asked, answer[-1:])
         return answer
 
@@ -51,23 +64,32 @@ class Reader:
         """Negative log-likelihood in nats of every token but the first, (len(tokens) - 1,)."""
         state, parts = self.empty(), []
         for begin in range(0, len(tokens) - 1, CHUNK):
-            chunk = torch.tensor([tokens[begin : min(begin + CHUNK, len(tokens) - 1)]])
+            chunk = self._tensor(tokens[begin : min(begin + CHUNK, len(tokens) - 1)])[None]
             logits, state = self.model.decoder(chunk, state, logits="all")
-            wanted = torch.tensor(tokens[begin + 1 : begin + 1 + chunk.shape[1]])
+            wanted = self._tensor(tokens[begin + 1 : begin + 1 + chunk.shape[1]])
             parts.append(torch.nn.functional.cross_entropy(logits[0], wanted, reduction="none"))
         return torch.cat(parts)
 
+    def _tensor(self, tokens: Sequence[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.int64, device=self.model.decoder.device)
 
-def window_reader(checkpoint: Checkpoint, like: MemoryConfig | None = None) -> Reader:
+
+def memory_reader(memory: str, model: LoadedModel) -> Reader:
+    """A model with a memory, named by it, and by its rule where it has several."""
+    rule = getattr(model.decoder.memory.config, "rule", "")
+    return Reader(f"{memory} {rule}".rstrip(), model)
+
+
+def window_reader(checkpoint: Checkpoint, like: MemoryConfig | None = None, weights: Weights | None = None) -> Reader:
     """Only the window: its own default, or one as wide as that of another memory."""
     options = {} if like is None else {"window": like.window, "segment": like.segment}
     name = "window" if like is None else f"window {like.window}"
-    return Reader(name, assemble(checkpoint, memory_config(checkpoint, "window", options), "window"))
+    return Reader(name, assemble(checkpoint, memory_config(checkpoint, "window", options), "window", weights=weights))
 
 
-def full_attention_reader(checkpoint: Checkpoint, length: int) -> Reader:
+def full_attention_reader(checkpoint: Checkpoint, length: int, weights: Weights | None = None) -> Reader:
     """Exact attention over everything: a window that nothing ever leaves."""
     segment = MemoryConfig().segment
     wide = -(-length // segment) * segment
     config = MemoryConfig(window=wide, segment=segment)
-    return Reader("full_attention", assemble(checkpoint, config, "window"))
+    return Reader("full_attention", assemble(checkpoint, config, "window", weights=weights))

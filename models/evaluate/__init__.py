@@ -1,0 +1,1 @@
+"""What a memory on a pretrained model still knows, beside its controls: trials, readers, figures."""
