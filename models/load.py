@@ -65,18 +65,20 @@ def load_offers(
         if offer.model not in read:
             checkpoint = load_checkpoint(offer.model, dtype=dtype, device=device, say=say)
             read[offer.model] = checkpoint, weights_of(checkpoint)
-        checkpoint, weights = read[offer.model]
-        try:
-            adapter = offer.adapter
-            if (
-                adapter is None and offer.calibration is None
-            ):  # which heads the package's were taught, its own file says
-                adapter = packaged_adapter(offer.memory, checkpoint.fingerprint, offer.options)
-            config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, adapter)
-            loaded[offer.model, offer.memory] = assemble(checkpoint, config, offer.memory, adapter, weights)
-        except ConfigError as error:
-            raise ConfigError(f"{offer.memory} of {offer.model}: {error}") from error
+        loaded[offer.model, offer.memory] = load_offer(*read[offer.model], offer)
     return loaded
+
+
+def load_offer(checkpoint: Checkpoint, weights: Weights, offer: Offer) -> LoadedModel:
+    """A pair over a model that was read before. Raises `ConfigError`."""
+    try:
+        adapter = offer.adapter
+        if adapter is None and offer.calibration is None:  # which heads the package's were taught, its own file says
+            adapter = packaged_adapter(offer.memory, checkpoint.fingerprint, offer.options)
+        config = memory_config(checkpoint, offer.memory, offer.options, offer.calibration, adapter)
+        return assemble(checkpoint, config, offer.memory, adapter, weights)
+    except ConfigError as error:
+        raise ConfigError(f"{offer.memory} of {offer.model}: {error}") from error
 
 
 def load_model(

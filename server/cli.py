@@ -1,4 +1,4 @@
-"""`palimpsest-server`: serve, calibrate, adapt, fetch, version."""
+"""`palimpsest-server`: serve, calibrate, adapt, evaluate, fetch, version."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ def calibrate(context: typer.Context) -> None:
 def adapt(context: typer.Context) -> None:
     """Teach a pretrained model to use a memory; writes an adapter. `adapt --help` lists its options."""
     _run_module("models.adapt", *context.args)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+def evaluate(context: typer.Context) -> None:
+    """Measure what a memory on a model still knows, beside its controls. `evaluate --help` lists its options."""
+    _run_module("models.evaluate", *context.args)
 
 
 @main.command()

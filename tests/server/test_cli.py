@@ -29,11 +29,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_calibrate_runs_apart(started: list[list[str]]) -> None:
-    result = CliRunner().invoke(main, ["calibrate", "some/model", "--out", "a b.json", "--heads", "4"])
+@pytest.mark.parametrize("command", ["calibrate", "adapt", "evaluate"])
+def test_what_needs_torch_runs_apart(started: list[list[str]], command: str) -> None:
+    options = ["some/model", "--out", "a b.json", "--help"]
+    result = CliRunner().invoke(main, [command, *options])
     assert result.exit_code == 3
-    options = ["some/model", "--out", "a b.json", "--heads", "4"]
-    assert started == [[sys.executable, "-m", "models.calibrate", *options]]
+    assert started == [[sys.executable, "-m", f"models.{command}", *options]]
 
 
 def test_fetch_runs_apart(started: list[list[str]]) -> None:
