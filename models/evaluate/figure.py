@@ -41,8 +41,9 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         chosen = [row for row in rows if row["task"] == title]
         lines = {name: _nats(chosen, name) if title == "nll" else _found(chosen, name) for name in mechanisms}
         for place, (name, line) in enumerate(lines.items()):
-            if line:
-                panel.plot(*zip(*line, strict=True), marker="o", color=f"C{place}", label=name)
+            if line:  # ever smaller marks: where lines lie on one another, all are seen
+                size = max(3, 11 - 2 * place)
+                panel.plot(*zip(*line, strict=True), marker="o", markersize=size, color=f"C{place}", label=name)
         _label(panel, title, sorted({place for line in lines.values() for place, _ in line}))
     for panel in panels.flat[len(titles) :]:
         panel.set_axis_off()

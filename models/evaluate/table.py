@@ -13,11 +13,11 @@ def table(results: Sequence[Result]) -> Table:
     """A line for each task, length and depth, in the order in which they were measured."""
     shown = Table(title="What a session still knows", caption="nll in nats a token, all else in found answers")
     for name in ("task", "tokens", "where"):
-        shown.add_column(name, justify="right" if name == "tokens" else "left")
+        shown.add_column(name, justify="right" if name == "tokens" else "left", no_wrap=True)
     mechanisms = list(dict.fromkeys(one.mechanism for one in results))
     for mechanism in mechanisms:
         largest = max(one.state_bytes for one in results if one.mechanism == mechanism)
-        shown.add_column(f"{mechanism}\n{largest / 2**20:.1f} MiB", justify="right")
+        shown.add_column(f"{mechanism.replace('_', ' ')}\n{largest / 2**20:.1f} MiB", justify="right")
     figures = {(one.task, one.length, one.depth, one.mechanism): one for one in results}
     for task, length, depth in dict.fromkeys((one.task, one.length, one.depth) for one in results):
         found = [figures.get((task, length, depth, mechanism)) for mechanism in mechanisms]
