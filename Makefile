@@ -5,6 +5,7 @@
 #   make check   ruff, mypy, import-linter
 #   make demo    a session that survives being killed, in a few minutes
 #   make bench-recall   what sessions remember                (ARGS="--book PATH …", QUICK=1 for a first look)
+#   make bench-presses   slots beside the presses of kvpress, on the same facts in as many bytes (ARGS="--book PATH …")
 #   make bench-memory   every memory side by side         (ARGS="--book PATH …")
 #   make bench-learn    small models learn to use every memory
 #   make bench-load   many streams beside one long append
@@ -15,7 +16,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench-recall bench-memory bench-learn bench-load bench-park faults model redis clean
+.PHONY: serve test check demo bench-recall bench-presses bench-memory bench-learn bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -36,6 +37,9 @@ demo: .venv/.server model
 
 bench-recall: .venv/.server model
 	$(BIN)/python -m bench.recall $(if $(QUICK),--quick) $(ARGS)
+
+bench-presses: .venv/.presses model
+	.venv/presses/bin/python -m bench.presses $(ARGS)
 
 bench-memory: .venv/.bench model
 	$(BIN)/python -m bench.memory $(ARGS)
@@ -79,6 +83,13 @@ redis:
 .venv/.bench: .venv/.server
 	@echo "Installing what draws the figures of benchmarks"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+# kvpress wants an older transformers than our tests: an environment of its own.
+.venv/.presses: .venv/.python pyproject.toml
+	@echo "Creating .venv/presses with kvpress (torch is large: this takes minutes)"
+	@$(PYTHON) -m venv .venv/presses
+	@.venv/presses/bin/python -m pip install --quiet --disable-pip-version-check -e . 'kvpress==0.5.5'
 	@touch $@
 
 .venv/.developer: .venv/.server

@@ -57,7 +57,7 @@ def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, i
 
     Raises `ConfigError` when there is none, or when `path` was measured on another model.
     """
-    calibration = _find(fingerprint, path)
+    calibration = find_calibration(fingerprint, path)
     if calibration is None:
         raise ConfigError(
             "this model's retrieval heads are not known: run `palimpsest-server calibrate MODEL --out FILE` and set "
@@ -68,14 +68,18 @@ def read_heads(fingerprint: str, path: Path | None = None) -> tuple[tuple[int, i
 
 def read_layers(fingerprint: str, path: Path | None = None) -> tuple[int, ...]:
     """The layers whose heads retrieve most, in order; none for a model that was never calibrated."""
-    calibration = _find(fingerprint, path)
+    calibration = find_calibration(fingerprint, path)
     if calibration is None:
         return ()
     best = dict.fromkeys(layer for layer, _, _ in calibration.heads)
     return tuple(sorted(list(best)[:MEMORY_LAYERS]))
 
 
-def _find(fingerprint: str, path: Path | None) -> Calibration | None:
+def find_calibration(fingerprint: str, path: Path | None = None) -> Calibration | None:
+    """The calibration of the model with this fingerprint: from `path`, else from the package; None if it has none.
+
+    Raises `ConfigError` for a file that is none, or of another model.
+    """
     if path is not None:
         try:
             calibration = read_calibration(path.read_text(encoding="utf-8"), str(path))

@@ -1,0 +1,1 @@
+"""kvpress beside slots, on the same trials and in as many bytes."""
