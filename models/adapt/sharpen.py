@@ -29,9 +29,11 @@ LENGTHS = (1500, 1500, 3000, 3000, 3000, 6000, 6000, 6000, 12_000, 12_000, 12_00
 """Tokens of the sessions that are asked, each with facts of its own."""
 REPEATS = (80, 200, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
-FACTS = 14
-NEEDLES = 3
+FACTS = 26
+NEEDLES = 6
 """Facts in plain words, and numbers, in each session."""
+QUESTIONS = 16
+"""How many of them are asked for in one step."""
 TEXT = 192
 """Tokens of plain text that follow a session in one step."""
 _RATE = 0.05
@@ -73,7 +75,7 @@ def sharpen(
 ) -> None:
     """Teach the look of the decoder's slots in place; `say` hears of every tenth step.
 
-    A step takes one session: all that it is asked for, and how its text goes on. `text_weight` is what a nat of text counts
+    A step takes one session: some of what it can be asked for, and how its text goes on. `text_weight` is what a nat of text counts
     beside one of an answer. Raises `ConfigError` for a book that is too short.
     """
     memory = decoder.memory
@@ -102,7 +104,8 @@ def sharpen(
     for step in range(1, steps + 1):
         order = order or source.sample(sessions, len(sessions))
         session = order.pop()
-        answers = _answers(decoder, tokenizer, session)
+        asked = source.sample(session.facts, min(QUESTIONS, len(session.facts)))
+        answers = _answers(decoder, tokenizer, session, asked)
         # One passkey must not weigh as much as a whole session of facts.
         weight = min(1.0, len(answers) / _ENOUGH)
         (weight * torch.stack([answer.mean() for answer in answers]).mean()).backward()
@@ -146,9 +149,9 @@ def _read(decoder: Decoder, tokens: Sequence[int]) -> MemoryState:
     return state
 
 
-def _answers(decoder: Decoder, tokenizer: Tokenizer, session: Session) -> list[Tensor]:
+def _answers(decoder: Decoder, tokenizer: Tokenizer, session: Session, facts: Sequence[Needle]) -> list[Tensor]:
     """Nats of each token of every answer."""
-    pairs = [question(tokenizer, fact) for fact in session.facts]
+    pairs = [question(tokenizer, fact) for fact in facts]
     rows = [[*asked, *answer[:-1]] for asked, answer in pairs]
     return _losses(decoder, session, rows, [answer for _, answer in pairs])
 
@@ -161,11 +164,12 @@ def _losses(
     for name, tensor in session.state.tensors().items():
         state.write(name, tensor.expand(len(rows), *tensor.shape[1:]))
     longest = max(map(len, rows))
-    filled = [[*row, *[0] * (longest - len(row))] for row in rows]  # what comes behind a row's end changes nothing in it
+    filled = [
+        [*row, *[0] * (longest - len(row))] for row in rows
+    ]  # what comes behind a row's end changes nothing in it
     hidden, _ = decoder.run(torch.tensor(filled, device=decoder.device), state)
     ends = [
-        row[len(tokens) - len(targets) : len(tokens)]
-        for row, tokens, targets in zip(hidden, rows, wanted, strict=True)
+        row[len(tokens) - len(targets) : len(tokens)] for row, tokens, targets in zip(hidden, rows, wanted, strict=True)
     ]
     logits = decoder.read_out(torch.cat(ends))
     targets = torch.tensor([token for row in wanted for token in row], device=decoder.device)
