@@ -1,6 +1,6 @@
 """Find a model's retrieval heads: `palimpsest-server calibrate MODEL [--out FILE] [--book PATH] [--heads N] [--adapter FILE]`.
 
-With `--adapter` those heads also learn what to keep, and how sharply to look: what `slots` are taught.
+With `--adapter` those heads also learn what to keep, and how to look for it: what `slots` are taught.
 
 A needle is hidden in a text, its answer is given behind it, and each head is judged by the attention mass that the positions
 which predict the answer lay on the needle. Digits and facts in plain words count alike: they use overlapping, not equal,
@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16, help="how many key/value heads keep slots (default 16)")
     parser.add_argument("--probes", type=int, default=32, help="how many needles to hide (default 32)")
     parser.add_argument("--adapter", type=Path, help="also learn what to keep, and write it to this file")
-    parser.add_argument("--stretches", type=int, default=110, help="stretches of the book that are asked about")
-    parser.add_argument("--steps", type=int, default=150, help="steps in which the sharpness of far looks is learned")
-    parser.add_argument("--text-weight", type=float, default=3.0, help="what plain text counts beside answers then")
+    parser.add_argument("--stretches", type=int, default=96, help="stretches of the book that are asked about")
+    parser.add_argument("--steps", type=int, default=150, help="steps in which looking far away is learned")
+    parser.add_argument("--text-weight", type=float, default=5.0, help="what plain text counts beside answers then")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads")
     options = parser.parse_args()
@@ -163,7 +163,7 @@ def calibrate(options: argparse.Namespace) -> None:
 
 
 def teach_slots(checkpoint: Checkpoint, haystack: str, calibration: Calibration, options: argparse.Namespace) -> None:
-    """What the chosen heads keep, and how sharply they look, as an adapter of `slots`."""
+    """What the chosen heads keep, and how they look for it, as an adapter of `slots`."""
     began = time.monotonic()
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     book = tokenizer.encode(haystack)
