@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from bench.presses.chosen import presses
-from bench.presses.reader import PressReader, of_transformers
+from bench.presses.reader import PressReader, give_tokenizer, of_transformers
 from bench.recall import COMPARED, RESULTS, Recall, offer_reader
 from models.evaluate.reading import ROOM, full_attention_reader
 from models.evaluate.results import Results
@@ -42,7 +42,8 @@ def main() -> None:
     recall = Recall(Trials(Tokenizer.of(checkpoint.tokenizer), book), Results(options.out, console.print))
     slots, chosen = offer_reader(options.model, "slots"), presses(checkpoint)
     with TemporaryDirectory() as folder:
-        theirs = of_transformers(checkpoint, Path(folder))
+        theirs = of_transformers(checkpoint)
+        give_tokenizer(theirs, checkpoint, Path(folder))
         recall.facts(full_attention_reader(checkpoint, COMPARED + ROOM), COMPARED, options.rounds)
         for length in options.lengths:
             recall.facts(slots, length, options.rounds)

@@ -69,8 +69,8 @@ class PressReader(Reader):
         return self._pressed[1]
 
 
-def of_transformers(checkpoint: Checkpoint, folder: Path) -> Any:
-    """The same weights as a model of transformers, in the checkpoint's dtype; its tokenizer is where its name says, in `folder`."""
+def of_transformers(checkpoint: Checkpoint) -> Any:
+    """The same weights as a model of transformers, in the checkpoint's dtype."""
     config = checkpoint.config
     theirs: Any = LlamaForCausalLM(
         LlamaConfig(
@@ -87,11 +87,17 @@ def of_transformers(checkpoint: Checkpoint, folder: Path) -> Any:
             tie_word_embeddings=config.tie_word_embeddings,
         )
     )
-    theirs.load_state_dict(dict(checkpoint.tensors), strict=False)
+    missing, unexpected = theirs.load_state_dict(dict(checkpoint.tensors), strict=False)
+    assert set(missing) <= {"lm_head.weight"}
+    assert not unexpected
     theirs.tie_weights()
+    return theirs.to(checkpoint.tensors["model.embed_tokens.weight"].dtype).eval()
+
+
+def give_tokenizer(theirs: Any, checkpoint: Checkpoint, folder: Path) -> None:
+    """Put the tokenizer where presses look for it that need one: in the folder that the model's name says."""
     file = folder / "tokenizer.json"
     file.write_text(checkpoint.tokenizer.tokenizer_json, encoding="utf-8")
     tokenizer: Any = PreTrainedTokenizerFast
     tokenizer(tokenizer_file=str(file)).save_pretrained(folder)
     theirs.config.name_or_path = str(folder)
-    return theirs.to(checkpoint.tensors["model.embed_tokens.weight"].dtype).eval()

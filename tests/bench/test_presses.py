@@ -22,7 +22,7 @@ def nothing(_: Any) -> Iterator[None]:
     yield
 
 
-def test_a_press_that_drops_nothing_answers_like_full_attention(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_press_that_drops_nothing_answers_like_full_attention(tiny_model: Path) -> None:
     checkpoint = load_checkpoint(str(tiny_model), dtype=torch.float32)
     full = full_attention_reader(checkpoint, 400)
     told: list[tuple[int, float]] = []
@@ -33,7 +33,7 @@ def test_a_press_that_drops_nothing_answers_like_full_attention(tiny_model: Path
 
     config = checkpoint.config
     entry = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
-    reader = PressReader("null", full.model, of_transformers(checkpoint, tmp_path), press, 100 * entry)
+    reader = PressReader("null", full.model, of_transformers(checkpoint), press, 100 * entry)
     state, wanted = reader.read(reader.empty(), TEXT[:100]), full.read(full.empty(), TEXT)
     state = reader.read(state, TEXT[100:])
     for question in (QUESTION, [3, 4]):  # the first leaves no trace in the cache

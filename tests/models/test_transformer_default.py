@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.presses.reader import of_transformers
 from models.load import assemble, memory_config
 from models.weights.checkpoint import load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
@@ -15,26 +15,7 @@ pytestmark = pytest.mark.model
 
 def test_logits_of_512_tokens_are_those_of_transformers() -> None:
     checkpoint = load_checkpoint(DEFAULT_MODEL, dtype=torch.float32)
-    config = checkpoint.config
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            max_position_embeddings=config.trained_context,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
-    )
-    missing, unexpected = theirs.load_state_dict(dict(checkpoint.tensors), strict=False)
-    assert set(missing) <= {"lm_head.weight"}
-    assert not unexpected
-    theirs.tie_weights()
+    theirs = of_transformers(checkpoint)
     loaded = assemble(checkpoint, memory_config(checkpoint, "slots", {}), "slots")
     text = "The ferry left at noon; 17 crates of pears, 🙂 and a clock stood on deck. " * 40
     tokens = torch.tensor([loaded.tokenizer.encode(text)[:512]])
