@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from palimpsest import Client
 
 from tests.clients.python.fake_server import FakeServer
 from tests.clients.python.script import Script
@@ -32,3 +33,9 @@ def server(shared_server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeSe
 @pytest.fixture
 def script(server: FakeServer) -> Script:
     return server.script
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
