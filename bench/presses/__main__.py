@@ -41,6 +41,8 @@ def main() -> None:
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
     recall = Recall(Trials(Tokenizer.of(checkpoint.tokenizer), book), Results(options.out, console.print))
     slots, chosen = offer_reader(options.model, "slots"), presses(checkpoint)
+    if unknown := sorted(set(options.only or ()) - set(chosen)):
+        parser.error(f"no press is called {', '.join(unknown)}; there are {', '.join(chosen)}")
     with TemporaryDirectory() as folder:
         theirs = of_transformers(checkpoint)
         give_tokenizer(theirs, checkpoint, Path(folder))

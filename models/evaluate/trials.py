@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from models.errors import ModelsError
@@ -22,6 +22,10 @@ TAIL = 600
 """Tokens at the end of the book's part in which nothing is hidden; the ring may still hold up to 768."""
 _SEEDS = 1_000_003
 """Between the numbers that two seeds begin with."""
+
+
+Drawn = tuple[Sequence[Needle], Sequence[Needle]]
+"""What is hidden in a text, in this order, and what of it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -84,40 +88,51 @@ class Trials:
         The facts of a round are the same at every length, in the same order: what one reader gets right at one length can be
         compared with what another does at a greater one.
         """
-        right = []
-        for number in range(rounds):
-            source = self._source(number)
+
+        def draw(source: random.Random) -> Drawn:
             hidden = [fact(source, template) for template in FACTS]
             source.shuffle(hidden)
-            right += self._hidden_together(reader, "facts", length, hidden, hidden, source)
-        return right
+            return hidden, hidden
+
+        return self._rounds(reader, "facts", length, range(rounds), draw)
 
     def multikey(self, reader: Reader, length: int, rounds: int) -> list[float]:
         """Four seven-digit needles of different people in one part of the book, each asked for; the whole number."""
-        right = []
-        for number in range(rounds):
-            source = self._source(1000 + number)
+
+        def draw(source: random.Random) -> Drawn:
             hidden = needles(source, 4)
-            right += self._hidden_together(reader, "multikey", length, hidden, hidden, source)
-        return right
+            return hidden, hidden
+
+        return self._rounds(reader, "multikey", length, range(1000, 1000 + rounds), draw)
 
     def multivalue(self, reader: Reader, length: int, rounds: int) -> list[float]:
         """Four numbers of one person in one part of the book, asked for once; the share of them in the answer."""
-        right = []
-        for number in range(rounds):
-            source = self._source(3000 + number)
+
+        def draw(source: random.Random) -> Drawn:
             said, asked = numbers(source)
-            right += self._hidden_together(reader, "multivalue", length, said, [asked], source)
-        return right
+            return said, [asked]
+
+        return self._rounds(reader, "multivalue", length, range(3000, 3000 + rounds), draw)
 
     def rewrite(self, reader: Reader, length: int, rounds: int) -> list[float]:
         """Four needles, and later the same four people's with other numbers: the newest counts, the whole of it."""
-        right = []
-        for number in range(rounds):
-            source = self._source(2000 + number)
+
+        def draw(source: random.Random) -> Drawn:
             first = needles(source, 4)
             newest = [needle(source, owner_of(one)) for one in first]
-            right += self._hidden_together(reader, "rewrite", length, [*first, *newest], newest, source)
+            return [*first, *newest], newest
+
+        return self._rounds(reader, "rewrite", length, range(2000, 2000 + rounds), draw)
+
+    def _rounds(
+        self, reader: Reader, task: str, length: int, seeds: Iterable[int], draw: Callable[[random.Random], Drawn]
+    ) -> list[float]:
+        """A round for each seed."""
+        right = []
+        for seed in seeds:
+            source = self._source(seed)
+            hidden, asked = draw(source)
+            right += self._hidden_together(reader, task, length, hidden, asked, source)
         return right
 
     def _hidden_together(

@@ -1,9 +1,8 @@
 """`slots`: retrieval heads keep what leaves the ring in a bounded set of slots; the least important are overwritten.
 
 Only few heads of a pretrained model look far back (DuoAttention, arXiv 2410.10819). Those heads keep un-rotated keys and values;
-a query sees them at one fixed far distance in the same softmax as the ring. Which tokens stay is decided while the text
-streams, by the leverage of their keys: the squared Mahalanobis distance to the running mean and covariance of the head's own
-keys, smoothed by the maximum over neighbours, fixed at eviction.
+a query sees them at one fixed far distance in the same softmax as the ring. Which tokens stay is decided while the text streams
+(`importance.py`), and fixed at eviction; how a query asks for them may be learned (`look.py`).
 """
 
 from __future__ import annotations

@@ -157,6 +157,30 @@ def test_ahead_of_its_reach_the_memory_learns_what_to_write() -> None:
         torch.testing.assert_close(after[name], expected[name], rtol=1e-3, atol=1e-6)
 
 
+def test_ahead_of_its_reach_writing_costs_as_much_as_within() -> None:
+    small, ring = SmallModel(layers=1, hidden=32, inner=32), {"window": 8, "segment": 4, "sinks": 0}
+    # Nothing is read of a memory that is shut: the price alone has gradients.
+    options = {
+        **ring,
+        "rule": "gated_delta",
+        "gate_init": -200.0,
+        "decay_init": 0.0,
+        "write_init": 0.5,
+        "write_cost": 1.0,
+    }
+    found = []
+    for reach in (0, 3):
+        model = build_small(small, TASK.vocab_size, "infini", options)
+        batch = TASK.batch(torch.Generator().manual_seed(0), 8, 32)
+        trainer = Trainer(model, TASK, replace(SETTINGS, first_segments=8, last_segments=8, reach=reach))
+        trainer._learn(batch, UnrolledState.start(model.spec(), 8))
+        found.append(model.memory.get_parameter("write_offset").grad)
+    whole, near = found
+    torch.testing.assert_close(near, whole)
+    # Six folds of four tokens, two heads, each at strength .5: the slope of a sigmoid there is a quarter.
+    torch.testing.assert_close(whole.sum(), torch.tensor(6 * 0.25).to(whole), rtol=0.05, atol=0)
+
+
 def test_ahead_of_its_reach_the_model_learns_nothing() -> None:
     task = replace(TASK, depth=0.0)
     model = decoder()
