@@ -168,13 +168,15 @@ def test_ahead_of_its_reach_writing_costs_as_much_as_within() -> None:
         "write_init": 0.5,
         "write_cost": 1.0,
     }
-    found = []
+    found: list[Tensor] = []
     for reach in (0, 3):
         model = build_small(small, TASK.vocab_size, "infini", options)
         batch = TASK.batch(torch.Generator().manual_seed(0), 8, 32)
         trainer = Trainer(model, TASK, replace(SETTINGS, first_segments=8, last_segments=8, reach=reach))
         trainer._learn(batch, UnrolledState.start(model.spec(), 8))
-        found.append(model.memory.get_parameter("write_offset").grad)
+        slope = model.memory.get_parameter("write_offset").grad
+        assert slope is not None
+        found.append(slope)
     whole, near = found
     torch.testing.assert_close(near, whole)
     # Six folds of four tokens, two heads, each at strength .5: the slope of a sigmoid there is a quarter.
