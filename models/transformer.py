@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
 from models.config import ModelConfig, fingerprint
@@ -70,6 +71,8 @@ class Decoder(nn.Module):
         self.memory = memory.to(self.device)
         self.memory_learns = False
         """Whether what is written keeps its gradients where the rest of a call does not."""
+        self.recompute = False
+        """Whether a backward pass computes the feed-forward networks again instead of keeping what they went through."""
         self._ring = Ring(self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows)
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)
@@ -126,12 +129,20 @@ class Decoder(nn.Module):
         for index in range(self.config.num_layers):
             layer = self.weights.layer(index)
             x = x + self._attention(index, layer, x, cos, sin, pieces, state)
-            x = x + layer.feed_forward(x)
+            x = x + self._feed_forward(layer, x)
             if index == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", position + length)
         state.write("hidden", x[:, -1])
         return x, state
+
+    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
+        if not (self.recompute and x.requires_grad):
+            return layer.feed_forward(x)
+        # Attention is kept: it writes into the state, and must not do so twice.
+        added = checkpoint(layer.feed_forward, x, use_reentrant=False)
+        assert isinstance(added, Tensor)
+        return added
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """Wide logits (..., V) of hidden outputs (..., D)."""

@@ -8,7 +8,7 @@ import math
 import random
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objectives
+from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objective, objectives
+from models.adapt.evaluate import Trials, accuracy
 from models.adapt.settings import TrainSettings
 from models.adapt.train import Progress, Trainer
 from models.adapter import resume_adapter, save_adapter
 from models.arguments import read_book, settings
-from models.errors import ModelsError
+from models.errors import ConfigError, ModelsError
 from models.load import DTYPES, weights_of
 from models.probes import prose
 from models.tokenizer import Tokenizer
@@ -33,17 +34,19 @@ _PROSE = 400_000
 
 
 class CurveFile:
-    """Every step as a line of a CSV file, which a resumed run goes on with."""
+    """Every step as a line of a CSV file, which a resumed run goes on with; `tasks` are those that are tried out meanwhile."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file, self._lines = file, csv.writer(file)
+    def __init__(self, file: TextIO, tasks: Sequence[str]) -> None:
+        self._file, self._lines, self._tasks = file, csv.writer(file), tasks
         if file.tell() == 0:
-            self._lines.writerow(("step", "segments", "loss", "accuracy", "seconds"))
+            tried = [f"{task}_held_out" for task in tasks]
+            self._lines.writerow(("step", "segments", "loss", "accuracy", "seconds", *tried))
 
-    def add(self, progress: Progress) -> None:
-        """One line."""
+    def add(self, progress: Progress, held_out: Mapping[str, float]) -> None:
+        """One line. What was not tried at this step stays empty."""
         figures = (f"{progress.loss:.5f}", f"{progress.accuracy:.4f}", f"{progress.seconds:.1f}")
-        self._lines.writerow((progress.step, progress.segments, *figures))
+        tried = [f"{held_out[task]:.4f}" if task in held_out else "" for task in self._tasks]
+        self._lines.writerow((progress.step, progress.segments, *figures, *tried))
         self._file.flush()
 
 
@@ -89,6 +92,19 @@ def main() -> None:
         default=0,
         help="last segments that the attention learns from, before them only the memory; 0: all",
     )
+    parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute the feed-forward networks again in the backward pass: slower, and longer sequences fit into memory",
+    )
+    parser.add_argument(
+        "--evaluate-every",
+        type=int,
+        default=20,
+        metavar="STEPS",
+        help="try each objective on sequences that are never learned from, as long as those of the step; 0: never",
+    )
+    parser.add_argument("--trials", type=int, default=4, help="how many such sequences")
     parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="file to save the training in, and to go on from")
@@ -105,6 +121,8 @@ def main() -> None:
 
 def adapt(options: argparse.Namespace) -> None:
     """Train as the options say, and write the adapter; also when it is interrupted."""
+    if options.evaluate_every < 0 or options.trials < 1:
+        raise ConfigError("--evaluate-every must not be negative, and --trials must be at least 1")
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(stderr=True)
@@ -131,17 +149,26 @@ def adapt(options: argparse.Namespace) -> None:
         carry=options.carry,
         seed=options.seed,
     )
-    task = objectives(options.objectives, tokenizer, tokenizer.encode(text, start=False), imitate=options.imitate)
+    decoder.recompute = options.recompute
+    book = tokenizer.encode(text, start=False)
+    task = objectives(options.objectives, tokenizer, book, imitate=options.imitate)
+    tried = {name: objective(name, tokenizer, book) for name in options.objectives} if options.evaluate_every else {}
     trainer = Trainer(decoder, task, training, options.checkpoint, save_every=20, base=base_of(decoder, weights))
     curve = options.curve or options.out.with_suffix(".csv")
     curve.parent.mkdir(parents=True, exist_ok=True)
     learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
     console.print(f"{learned:,} numbers are learned; the other {checkpoint.name} stays as it is")
     with _bar(console) as bar, curve.open("a" if options.checkpoint else "w", newline="", encoding="utf-8") as file:
-        lines, row = CurveFile(file), bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0)
+        lines, row = CurveFile(file, list(tried)), bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0)
 
         def say(progress: Progress) -> None:
-            lines.add(progress)
+            held_out: dict[str, float] = {}
+            if tried and progress.step % options.evaluate_every == 0:
+                trials = Trials(progress.segments * decoder.memory.config.segment, options.trials, batch=options.batch)
+                held_out = {name: accuracy(decoder, one, trials) for name, one in tried.items()}
+                shares = ", ".join(f"{name} {share:.2f}" for name, share in held_out.items())
+                console.print(f"step {progress.step}, not learned from: {shares}")
+            lines.add(progress, held_out)
             bar.update(
                 row,
                 completed=progress.step,

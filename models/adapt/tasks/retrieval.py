@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class Hidden:
     asked: Needle
 
 
+_WORD = re.compile(r"\b[a-z]{4,}\b")
 Draw = Callable[[random.Random], Hidden]
 Haystack = Callable[[random.Random, int], list[int]]
 """From a source of chance and a number: that many tokens to hide something in."""
@@ -76,6 +78,8 @@ class Retrieval:
         sentences = [self._encode(self.around.format(sentence)) for sentence in hidden.sentences]
         question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer)
         room = length + 1 - len(question) - len(answer) - sum(map(len, sentences))
+        if room < 1:
+            raise ConfigError(f"{self.name} needs {1 - room} more tokens than {length}: give it longer sequences")
         hay, read, done = self.haystack(source, room), [], 0
         for place, sentence in zip(self._places(source, hay, len(sentences)), sentences, strict=True):
             read += [*hay[done:place], *sentence]
@@ -132,6 +136,19 @@ def rewrite_task(tokenizer: Tokenizer, book: Sequence[int], times: int = 2) -> R
         return Hidden(tuple(one.sentence for one in drawn), drawn[-1])
 
     return Retrieval("rewrite", tokenizer, draw, stretches(book))
+
+
+def copy_task(tokenizer: Tokenizer, book: Sequence[int], words: int = 12) -> Retrieval:
+    """A list of the book's words, in no order that could be guessed, to be said again."""
+    known = sorted(set(_WORD.findall(tokenizer.decode(book))))
+
+    def draw(source: random.Random) -> Hidden:
+        if len(known) < words:
+            raise ConfigError(f"the book has {len(known)} words, and {words} are needed: give a longer one")
+        listed, cue = " " + ", ".join(source.sample(known, words)), "The words to keep in mind are:"
+        return Hidden((f"{cue}{listed}.",), Needle(f"{cue}{listed}.", cue, listed))
+
+    return Retrieval("copy", tokenizer, draw, stretches(book))
 
 
 def stretches(book: Sequence[int]) -> Haystack:

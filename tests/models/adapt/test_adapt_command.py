@@ -59,6 +59,30 @@ def test_what_it_writes_is_served_over_the_same_model(tiny_model: Path, tmp_path
     assert [row["step"] for row in curve(out)] == ["1", "2", "3"]
 
 
+def test_it_is_tried_on_what_it_does_not_learn_from(tiny_model: Path, tmp_path: Path) -> None:
+    """Each objective on its own, in the steps that are due; trying it out changes nothing of what is learned."""
+    tried, plain = tmp_path / "tried.safetensors", tmp_path / "plain.safetensors"
+    objectives = ("--objectives", "passkey=1,copy=1", "--first-segments", "10", "--last-segments", "10")
+    done = adapt(tiny_model, tried, "infini", *objectives, "--evaluate-every", "2", "--trials", "3")
+    assert done.returncode == 0, done.stderr
+    assert adapt(tiny_model, plain, "infini", *objectives, "--evaluate-every", "0").returncode == 0
+    shown = [(row["passkey_held_out"], row["copy_held_out"]) for row in curve(tried)]
+    assert shown[0] == shown[2] == ("", "")
+    assert all(0 <= float(share) <= 1 for share in shown[1])
+    assert "step 2, not learned from: passkey" in done.stderr
+    assert "passkey_held_out" not in curve(plain)[0]
+    one, other = load_file(tried), load_file(plain)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_what_is_computed_again_teaches_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    kept, again = tmp_path / "kept.safetensors", tmp_path / "again.safetensors"
+    for out, options in ((kept, ()), (again, ("--recompute",))):
+        assert adapt(tiny_model, out, "infini", "--objectives", "passkey=1,text=1", *options).returncode == 0
+    one, other = load_file(kept), load_file(again)
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 def test_a_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tiny_model: Path, tmp_path: Path) -> None:
     whole, parted, saved = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors", tmp_path / "run"
     assert adapt(tiny_model, whole, "infini").returncode == 0
@@ -80,6 +104,8 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tiny_mo
         ("infini", ("--options", '{"rule": "magic"}'), "rule must be"),
         ("infini", ("--options", "rule"), "no JSON"),
         ("infini", ("--rank", "-1"), "rank"),
+        ("infini", ("--objectives", "copy"), "longer sequences"),
+        ("infini", ("--trials", "0"), "--trials must be at least 1"),
         ("window", ("--rank", "0"), "nothing to learn"),
         ("infini", ("--book", "{short}", "{missing}"), "missing.txt"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.adapt.tasks.base import IGNORED, Batch
-from models.adapt.tasks.retrieval import Retrieval, needle_task, passkey_task, rewrite_task
+from models.adapt.tasks.retrieval import Retrieval, copy_task, needle_task, passkey_task, rewrite_task
 from models.errors import ConfigError
 from models.probes import prose
 from models.tokenizer import Tokenizer
@@ -99,3 +99,16 @@ def test_what_is_too_short_is_refused(tokenizer: Tokenizer, book: list[int]) -> 
         draw(passkey_task(tokenizer), 127)
     with pytest.raises(ConfigError, match="give a longer one"):
         draw(needle_task(tokenizer, book[:100]))
+
+
+def test_a_list_of_words_is_said_and_to_be_said_again(tokenizer: Tokenizer, book: list[int]) -> None:
+    task = copy_task(tokenizer, book, words=5)
+    lists = []
+    for read, answer in texts(task, draw(task)):
+        words = answer.strip().split(", ")
+        assert len(set(words)) == 5
+        assert read.count(f"The words to keep in mind are:{answer}") == 2
+        lists.append(answer)
+    assert len(set(lists)) == len(lists)
+    with pytest.raises(ConfigError, match="give a longer one"):
+        draw(copy_task(tokenizer, book[:3]))
