@@ -18,12 +18,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from models.evaluate.evaluation import Evaluation, mean
+from models import probes
+from models.evaluate.evaluation import DEPTHS, Evaluation, mean
 from models.evaluate.reading import ROOM, Reader, full_attention_reader, memory_reader, window_reader
 from models.evaluate.results import Result, Results
 from models.evaluate.trials import Trials
 from models.load import Offer, load_offers
-from models.probes import prose
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
@@ -31,6 +31,8 @@ from models.weights.hub import DEFAULT_MODEL
 RESULTS = Path(__file__).parent / "results" / "recall.json"
 COMPARED = 4_096
 """Tokens at which full attention says which facts the model can answer at all."""
+SCORED_FROM = 2_048
+"""Tokens that a memory has read when its likelihood begins to count."""
 TASKS = ("passkey", "needle", "multikey", "rewrite", "facts", "nll")
 console = Console(stderr=True)
 
@@ -63,8 +65,8 @@ class Recall(Evaluation):
         super().add(result if isinstance(result, Compared) else Compared(**asdict(result)))
 
     def nll(self, reader: Reader, length: int) -> None:
-        """Likelihood of the book's tokens from the 2,048th on."""
-        self.note(reader, "nll", length, reader.losses(self.trials.book[:length])[2048:].tolist(), "")
+        """Likelihood of the book's tokens behind the first 2,048."""
+        self.note(reader, "nll", length, reader.losses(self.trials.book[:length])[SCORED_FROM:].tolist(), "")
 
 
 def offer_reader(model: str, offer: str) -> Reader:
@@ -77,26 +79,94 @@ def offer_reader(model: str, offer: str) -> Reader:
     return memory_reader(chosen["memory"], loaded)
 
 
-def measure(recall: Recall, checkpoint: Checkpoint, model: str, tasks: Sequence[str], quick: bool) -> None:
-    """The tasks with the default memory, and their controls."""
-    slots, window = offer_reader(model, "slots"), window_reader(checkpoint)
-    if "passkey" in tasks:
-        recall.passkey_by_depth(slots, 8_192 if quick else 32_768, 1 if quick else 3)
-        recall.note(window, "passkey", 4_096, recall.trials.passkey(window, 4_096, 5))
-    if "needle" in tasks:
-        recall.questions(slots, "needle", 4_096 if quick else 32_768, 5 if quick else 20)
-        recall.questions(window, "needle", 4_096, 5)
-    for task in ("multikey", "rewrite"):
-        if task in tasks:
-            recall.questions(slots, task, 4_096 if quick else 16_384, 4 if quick else 20)
-    if "facts" in tasks:
-        rounds = 1 if quick else 5
-        recall.facts(full_attention_reader(checkpoint, COMPARED + ROOM), COMPARED, rounds)
-        for length in (4_096, 8_192) if quick else (4_096, 8_192, 32_768):
-            recall.facts(slots, length, rounds)
-    if "nll" in tasks:
-        for reader in (window, window_reader(checkpoint, slots.model.decoder.memory.config), slots):
-            recall.nll(reader, 4_096 if quick else 8_192)
+@dataclass(frozen=True)
+class Figures:
+    """What is measured of one reader: `offer` is a memory, `window` alone, or `like`: the window of the default memory alone."""
+
+    offer: str
+    task: str
+    length: int
+    trials: int
+
+
+FACTS = len(probes.FACTS)
+SMALL_WINDOW = "like"
+QUICK = (
+    Figures("slots", "passkey", 32_768, 1),
+    Figures("infini", "passkey", 32_768, 1),
+    Figures("window", "passkey", 4_096, 5),
+    Figures("slots", "needle", 32_768, 5),
+    Figures("slots", "multikey", 16_384, 4),
+    Figures("slots", "rewrite", 16_384, 4),
+    *(Figures("slots", "facts", length, FACTS) for length in (4_096, 8_192, 32_768)),
+    *(Figures(offer, "nll", 4_096, 1) for offer in ("window", SMALL_WINDOW, "slots", "infini")),
+)
+"""What ten minutes on two cores are enough for."""
+WHOLE = (
+    *(Figures("slots", "facts", length, 5 * FACTS) for length in (4_096, 8_192, 32_768)),
+    *(Figures(offer, "nll", 8_192, 1) for offer in ("window", SMALL_WINDOW, "slots", "infini")),
+    Figures("slots", "multikey", 16_384, 20),
+    Figures("slots", "rewrite", 16_384, 20),
+    Figures("window", "passkey", 4_096, 5),
+    Figures("window", "needle", 4_096, 5),
+    *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", "infini")),
+    *(Figures("slots", "needle", length, 20) for length in (32_768, 131_072, 160_000)),
+    *(Figures(offer, "passkey", 131_072, 10) for offer in ("slots", "infini")),
+    *(Figures(offer, "passkey", 1_048_576, 1) for offer in ("slots", "infini")),
+)
+"""Shortest first: the whole takes a night."""
+
+
+class Measuring:
+    """The readers of one run, each loaded when it is first asked for."""
+
+    def __init__(self, recall: Recall, checkpoint: Checkpoint, model: str, missing: bool) -> None:
+        self._recall, self._checkpoint, self._model, self._missing = recall, checkpoint, model, missing
+        self._readers: dict[str, Reader] = {}
+        self._all_attended = False
+
+    def measure(self, figures: Sequence[Figures]) -> None:
+        """One after the other. What the file has already is left out where only the missing is wanted."""
+        for one in figures:
+            reader, recall = self._reader(one.offer), self._recall
+            depths = list(DEPTHS) if one.task == "passkey" and one.offer != "window" else ["spread"]
+            if one.task == "nll":
+                depths = [""]
+            due = [depth for depth in depths if not (self._missing and self._has(reader, one, depth))]
+            if not due:
+                continue
+            if one.task == "passkey":
+                for depth in due:
+                    recall.passkey(reader, one.length, one.trials, depth)
+            elif one.task == "facts":
+                self._attend_to_all(one.trials // FACTS)
+                recall.facts(reader, one.length, one.trials // FACTS)
+            elif one.task == "nll":
+                recall.nll(reader, one.length)
+            else:
+                recall.questions(reader, one.task, one.length, one.trials)
+
+    def _has(self, reader: Reader, one: Figures, depth: str) -> bool:
+        """Whether the file has it, of as many trials."""
+        counted = one.length - 1 - SCORED_FROM if one.task == "nll" else one.trials
+        return self._recall.results.has(reader.name, one.task, one.length, depth, counted)
+
+    def _attend_to_all(self, rounds: int) -> None:
+        """Ask full attention, once: what the facts of all others are compared with."""
+        if not self._all_attended:
+            self._recall.facts(full_attention_reader(self._checkpoint, COMPARED + ROOM), COMPARED, rounds)
+            self._all_attended = True
+
+    def _reader(self, offer: str) -> Reader:
+        if offer not in self._readers:
+            if offer == "window":
+                reader = window_reader(self._checkpoint)
+            elif offer == SMALL_WINDOW:
+                reader = window_reader(self._checkpoint, self._reader("slots").model.decoder.memory.config)
+            else:
+                reader = offer_reader(self._model, offer)
+            self._readers[offer] = reader
+        return self._readers[offer]
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -118,13 +188,16 @@ def main() -> None:
     parser.add_argument("--book", type=Path, help="a long plain text as haystack; default: generated prose")
     parser.add_argument("--quick", action="store_true", help="short lengths, few trials")
     parser.add_argument("--only", nargs="*", choices=TASKS)
+    parser.add_argument(
+        "--missing", action="store_true", help="only what the file does not have yet: to go on after a stop"
+    )
     parser.add_argument("--offer", help="only this memory, on passkeys at the start, in the middle and at the end")
     parser.add_argument("--lengths", type=int, nargs="*", default=[32_768], help="tokens, with --offer")
     parser.add_argument("--trials", type=int, default=10, help="at each length and depth, with --offer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
-    book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 200_000)
+    book = options.book.read_text(encoding="utf-8") if options.book else probes.prose(random.Random(0), 1_000_000)
     trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
     recall = Recall(trials, Results(options.out, console.print))
     if options.offer:
@@ -132,7 +205,8 @@ def main() -> None:
         for length in options.lengths:
             recall.passkey_by_depth(reader, length, options.trials)
         return
-    measure(recall, checkpoint, options.model, options.only or TASKS, options.quick)
+    chosen = [one for one in (QUICK if options.quick else WHOLE) if one.task in (options.only or TASKS)]
+    Measuring(recall, checkpoint, options.model, options.missing).measure(chosen)
     Console().print(table(recall.results.rows))
     print(f"wrote {options.out}")
 

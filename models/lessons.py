@@ -39,6 +39,11 @@ _MONTHS = "January February March April May June July August September October N
 _STUFFS = "wood glass stone leather silk paper wool clay wax velvet marble".split()
 _SUBJECTS = "chemistry history algebra law botany music geography Latin Greek astronomy physics painting".split()
 _ILLNESSES = "fever gout asthma measles cholera toothache rheumatism influenza".split()
+_TOOLS = "needle ladle shovel rake saw bucket anchor broom pen razor fork lantern spade chisel barrel".split()
+_TREES = "oak elm birch willow poplar maple cedar chestnut beech pine walnut cypress".split()
+_ROOMS = "kitchen attic cellar library stable chapel pantry nursery hall laundry".split()
+_RELATIVES = "aunt uncle brother sister cousin nephew niece grandfather godmother widow".split()
+_TRAITS = "proud lazy honest stubborn cheerful jealous clever timid generous greedy patient vain".split()
 _GAMES = "chess whist cricket tennis billiards dominoes backgammon croquet".split()
 _LANGUAGES = "German Spanish Russian Italian Turkish Arabic Dutch Polish Danish Swedish Hebrew Chinese".split()
 _DRINKS = "coffee brandy milk cider rum lemonade beer cocoa wine whisky".split()
@@ -86,13 +91,13 @@ LESSONS: tuple[Template, ...] = (
     Template("{name} has {value} children.", "{name} has", _NUMBERS),
     Template("{name} owns {value} horses.", "{name} owns", _NUMBERS),
     Template("{name} paid {value} pounds for the painting.", "{name} paid", _NUMBERS),
-    Template("{name} is {value} years old.", "{name} is", _NUMBERS),
+    Template("{name} turned {value} last week.", "{name} turned", _NUMBERS),
     Template("{name} bought {value} at the market.", "{name} bought", _THINGS),
     Template("{name} left {value} in the church.", "{name} left", _THINGS),
     Template("{name} hid the key under {value}.", "{name} hid the key under", _THINGS),
     Template("{name} broke {value} on the stairs.", "{name} broke", _THINGS),
     Template("{name} suffers from {value}.", "{name} suffers from", _ILLNESSES),
-    Template("{name} plays {value} with the neighbours.", "{name} plays", _GAMES),
+    Template("{name} beats everybody at {value}.", "{name} beats everybody at", _GAMES),
     Template("{name} was once bitten by a {value}.", "{name} was once bitten by a", _ANIMALS),
     Template("{name} dreamed of a {value}.", "{name} dreamed of a", _ANIMALS),
     Template(
@@ -109,6 +114,72 @@ LESSONS: tuple[Template, ...] = (
     Template("{name} gave the letter to {value}.", "{name} gave the letter to", _NAMES),
     Template("The surname of {name} is {value}.", "The surname of {name} is", _FAMILIES),
     Template("{name} works for Mr. {value}.", "{name} works for Mr.", _FAMILIES),
+    Template("{name} was baptised in {value}.", "{name} was baptised in", _CITIES),
+    Template("{name} opened a shop in {value}.", "{name} opened a shop in", _CITIES),
+    Template("{name} wrote a book about {value}.", "{name} wrote a book about", _CITIES),
+    Template("The letter to {name} was posted in {value}.", "The letter to {name} was posted in", _CITIES),
+    Template("{name} lost a fortune in {value}.", "{name} lost a fortune in", _CITIES),
+    Template("The train of {name} leaves for {value}.", "The train of {name} leaves for", _CITIES),
+    Template("{name} fled from {value} in the night.", "{name} fled from", _CITIES),
+    Template("The grandfather of {name} is buried in {value}.", "The grandfather of {name} is buried in", _CITIES),
+    Template("{name} quarrelled with a {value}.", "{name} quarrelled with a", _TRADES),
+    Template("The neighbour of {name} is a {value}.", "The neighbour of {name} is a", _TRADES),
+    Template("{name} rents a room from a {value}.", "{name} rents a room from a", _TRADES),
+    Template("{name} fell in love with a {value}.", "{name} fell in love with a", _TRADES),
+    Template("As a child {name} wished to be a {value}.", "As a child {name} wished to be a", _TRADES),
+    Template("The eyes of {name} are {value}.", "The eyes of {name} are", _COLOURS),
+    Template("The curtains of {name} are {value}.", "The curtains of {name} are", _COLOURS),
+    Template("{name} seals every letter with {value} wax.", "{name} seals every letter with", _COLOURS),
+    Template("The flag on the house of {name} is {value}.", "The flag on the house of {name} is", _COLOURS),
+    Template("On Sundays {name} reads about {value}.", "On Sundays {name} reads about", _SUBJECTS),
+    Template("{name} failed the examination in {value}.", "{name} failed the examination in", _SUBJECTS),
+    Template("{name} taught himself {value} in prison.", "{name} taught himself", _LANGUAGES),
+    Template("The nurse of {name} sang in {value}.", "The nurse of {name} sang in", _LANGUAGES),
+    Template("In the cellar of {name} there is only {value}.", "In the cellar of {name} there is only", _DRINKS),
+    Template("{name} spilled {value} on the carpet.", "{name} spilled", _DRINKS),
+    Template("At night {name} dreams of {value}.", "At night {name} dreams of", _FOODS),
+    Template("{name} stole {value} from the market.", "{name} stole", _FOODS),
+    Template("The cook of {name} burned the {value}.", "The cook of {name} burned the", _FOODS),
+    Template("{name} waited for {value} hours.", "{name} waited for", _NUMBERS),
+    Template("The farm of {name} has {value} cows.", "The farm of {name} has", _NUMBERS),
+    Template("{name} climbed {value} mountains.", "{name} climbed", _NUMBERS),
+    Template("The clock of {name} struck {value}.", "The clock of {name} struck", _NUMBERS),
+    Template("{name} found {value} in the river.", "{name} found", _THINGS),
+    Template("{name} won {value} in the lottery.", "{name} won", _THINGS),
+    Template("The thief took {value} from {name}.", "What the thief took from {name} was", _THINGS),
+    Template("{name} was cured of {value}.", "{name} was cured of", _ILLNESSES),
+    Template("The doctor treated {name} for {value}.", "The doctor treated {name} for", _ILLNESSES),
+    Template("{name} never loses at {value}.", "{name} never loses at", _GAMES),
+    Template("{name} painted a portrait of a {value}.", "{name} painted a portrait of a", _ANIMALS),
+    Template("The crest of {name} shows a {value}.", "The crest of {name} shows a", _ANIMALS),
+    Template("{name} once shot a {value}.", "{name} once shot a", _ANIMALS),
+    Template("{name} is always ill in {value}.", "{name} is always ill in", _MONTHS),
+    Template("The lease of {name} ends in {value}.", "The lease of {name} ends in", _MONTHS),
+    Template("{name} goes to the bank every {value}.", "{name} goes to the bank every", _DAYS),
+    Template("The table of {name} is made out of {value}.", "The table of {name} is made out of", _STUFFS),
+    Template("{name} deals in {value}.", "{name} deals in", _STUFFS),
+    Template("{name} planted a {value} by the gate.", "{name} planted a", _TREES),
+    Template("Under the window of {name} stands a {value}.", "Under the window of {name} stands a", _TREES),
+    Template("{name} sleeps in the {value}.", "{name} sleeps in the", _ROOMS),
+    Template(
+        "The fire at the house of {name} began in the {value}.", "The fire at the house of {name} began in the", _ROOMS
+    ),
+    Template("{name} inherited everything from a {value}.", "{name} inherited everything from a", _RELATIVES),
+    Template("{name} lives with a {value}.", "{name} lives with a", _RELATIVES),
+    Template("Everybody thinks that {name} is {value}.", "Everybody thinks that {name} is", _TRAITS),
+    Template("The horse of {name} is {value}.", "The horse of {name} is", _TRAITS),
+    Template("{name} works in the garden with a {value}.", "{name} works in the garden with a", _TOOLS),
+    Template("{name} was hit by a {value}.", "{name} was hit by a", _TOOLS),
+    Template("The dog of {name} answers to {value}.", "The dog of {name} answers to", _FAMILIES),
+    Template("{name} is engaged to {value}.", "{name} is engaged to", _NAMES),
+    Template("{name} dictated the will to {value}.", "{name} dictated the will to", _NAMES),
+    Template("The twin of {name} is {value}.", "The twin of {name} is", _NAMES),
+    Template("The eyes of {name} are {value}.", "Question: What colour are the eyes of {name}? Answer:", _COLOURS),
+    Template("{name} planted a {value} by the gate.", "Question: Which tree did {name} plant? Answer:", _TREES),
+    Template("{name} is engaged to {value}.", "Question: To whom is {name} engaged? Answer:", _NAMES),
+    Template("{name} fled from {value} in the night.", "Question: From which city did {name} flee? Answer:", _CITIES),
+    Template("{name} sleeps in the {value}.", "Question: Where does {name} sleep? Answer:", _ROOMS),
+    Template("{name} once shot a {value}.", "Question: Which animal did {name} once shoot? Answer:", _ANIMALS),
     Template("{name} lives in {value}.", "Question: Where does {name} live? Answer:", _CITIES),
     Template("{name} studies {value} at the university.", "Question: What does {name} study? Answer:", _SUBJECTS),
     Template("{name} has {value} children.", "Question: How many children does {name} have? Answer:", _NUMBERS),
@@ -134,7 +205,24 @@ def lesson(source: random.Random, taken: Collection[str] = ()) -> Needle:
 
 
 def lessons(source: random.Random, count: int, numbers: int = 0) -> list[Needle]:
-    """Lessons of different people, the last `numbers` of them seven-digit needles beside `count` others."""
-    people = source.sample(_NAMES, count + numbers)
-    taught = [lesson(source, set(_NAMES) - {name}) for name in people[:count]]
-    return taught + [needle(source, name) for name in people[count:]]
+    """Lessons, and `numbers` seven-digit needles behind these `count` others.
+
+    The needles are of different people, and so are the others as long as there are people. Nobody is told of twice in the same
+    words.
+    """
+    needles = [needle(source, name) for name in source.sample(_NAMES, numbers)]
+    told = {_wording(one) for one in needles}
+    people: list[str] = []
+    taught: list[Needle] = []
+    while len(taught) < count:
+        people = people or source.sample(_NAMES, len(_NAMES))
+        one = lesson(source, set(_NAMES) - {people.pop()})
+        if _wording(one) not in told:
+            told.add(_wording(one))
+            taught.append(one)
+    return taught + needles
+
+
+def _wording(one: Needle) -> str:
+    """A sentence without what it tells."""
+    return one.sentence.replace(one.answer, "", 1)

@@ -159,7 +159,10 @@ def adapt(options: argparse.Namespace) -> None:
     learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
     console.print(f"{learned:,} numbers are learned; the other {checkpoint.name} stays as it is")
     with _bar(console) as bar, curve.open("a" if options.checkpoint else "w", newline="", encoding="utf-8") as file:
-        lines, row = CurveFile(file, list(tried)), bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0)
+        lines, row = (
+            CurveFile(file, list(tried)),
+            bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0),
+        )
 
         def say(progress: Progress) -> None:
             held_out: dict[str, float] = {}

@@ -102,7 +102,7 @@ def watch_answers(
     hidden, mass, right = [], [], 0
     for number in range(stretches):
         facts = lessons(source, QUESTIONS)
-        tokens = hide(tokenizer, book, [fact.sentence for fact in facts], LENGTH, source)
+        tokens, _ = hide(tokenizer, book, [fact.sentence for fact in facts], LENGTH, source)
         with torch.inference_mode():
             state = decoder.empty_state()
             decoder(torch.tensor([tokens], device=decoder.device), state)
@@ -151,8 +151,8 @@ def fit(attention: Attention, importance: Learned, seed: int, epochs: int = 12, 
 
 def hide(
     tokenizer: Tokenizer, book: Sequence[int], sentences: Sequence[str], length: int, source: random.Random
-) -> list[int]:
-    """A stretch of the book of `length` tokens in all, the sentences in it at random places, in order."""
+) -> tuple[list[int], list[int]]:
+    """A stretch of the book of `length` tokens in all, the sentences in it at random places, in order; and where each ends."""
     hidden = [tokenizer.encode(" " + sentence, start=False) for sentence in sentences]
     room = length - sum(map(len, hidden))
     begin = source.randrange(len(book) - room)
@@ -162,11 +162,13 @@ def hide(
     ]
     places = sorted(source.choices(borders or [20], k=len(hidden)))
     tokens: list[int] = []
+    ends: list[int] = []
     done = 0
     for place, sentence in zip(places, hidden, strict=True):
         tokens += [*hay[done:place], *sentence]
+        ends.append(len(tokens))
         done = place
-    return [*tokens, *hay[done:]]
+    return [*tokens, *hay[done:]], ends
 
 
 def question(tokenizer: Tokenizer, fact: Needle) -> tuple[list[int], list[int]]:

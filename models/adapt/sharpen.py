@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,19 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 
-LENGTHS = (1500, 1500, 3000, 3000, 3000, 6000, 6000, 6000, 12_000, 12_000, 12_000, 24_000)
-"""Tokens of the sessions that are asked, each with facts of its own."""
+STREAMS = 4
+"""Stretches of the book with facts in them, read from end to end."""
+PLACES = (1536, 3072, 4608, 6144, 9216, 12_288, 18_432, 24_576)
+"""Tokens after which the session of a stretch is taken down: what was said so far is asked for there, and its text goes on."""
 REPEATS = (80, 200, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
-FACTS = 26
-NEEDLES = 6
-"""Facts in plain words, and numbers, in each session."""
+FACTS = 120
+NEEDLES = 24
+"""Facts in plain words, and numbers, in each stretch."""
 QUESTIONS = 16
 """How many of them are asked for in one step."""
 TEXT = 192
-"""Tokens of plain text that follow a session in one step."""
+"""Tokens of plain text in one step."""
 _NUMBER_RATE = 0.05
 _MATRIX_RATE = 0.005
 """Learning rates of single numbers by head, and of vectors and matrices: at .02 the latter cost text more than they found."""
@@ -49,11 +52,11 @@ _LIKELIER = math.log(2)
 
 @dataclass(frozen=True)
 class Session:
-    """A state that has read a stretch of the book with facts in it, the facts, and how the book goes on."""
+    """A state that has read a text, what that said, and how it goes on; None: as the book does, anywhere."""
 
     state: MemoryState
-    facts: list[Needle]
-    after: Sequence[int]
+    facts: Sequence[Needle]
+    after: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -78,22 +81,22 @@ def sharpen(
 ) -> None:
     """Teach the look of the decoder's slots in place; `say` hears of every tenth step.
 
-    A step takes one session: some of what it can be asked for, and how its text goes on. `text_weight` is what a nat of text counts
-    beside one of an answer. Raises `ConfigError` for a book that is too short.
+    A step takes some of what one session can be asked for, and how the text of one goes on. `text_weight` is what a nat of text
+    counts beside one of an answer. Raises `ConfigError` for a book that is too short.
     """
     memory = decoder.memory
     assert isinstance(memory, Slots)
     look = memory.look
     assert look is not None
-    needed = max(LENGTHS) + TEXT + 2
+    needed = PLACES[-1] + TEXT + 2
     if len(book) < needed:
         raise ConfigError(f"the book has {len(book)} tokens; at least {needed} are needed: give a longer one")
     source, began = random.Random(seed), time.monotonic()
     with torch.no_grad():
         look.sharpness.fill_(_BEGIN[0])
         look.offset.fill_(_BEGIN[1])
-    sessions = [_facts(decoder, tokenizer, book, length, source) for length in LENGTHS]
-    sessions += [_passkey(decoder, tokenizer, book, repeats, source) for repeats in REPEATS]
+    sessions = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
+    sessions += [_passkey(decoder, tokenizer, repeats, source) for repeats in REPEATS]
     look.requires_grad_(True)
     matrices = [look.eagerness, look.down, look.up]
     optimizer = torch.optim.Adam(
@@ -101,17 +104,21 @@ def sharpen(
         betas=(0.9, 0.98),
     )
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
-    order: list[Session] = []
+    asking: list[Session] = []
+    reading: list[Session] = []
     sure: list[bool] = []
     nats: list[float] = []
     for step in range(1, steps + 1):
-        order = order or source.sample(sessions, len(sessions))
-        session = order.pop()
+        asking = asking or [session for session in source.sample(sessions, len(sessions)) if session.facts]
+        session = asking.pop()
         asked = source.sample(session.facts, min(QUESTIONS, len(session.facts)))
         answers = _answers(decoder, tokenizer, session, asked)
         weight = min(1.0, len(answers) / _WEIGHTY)
         (weight * torch.stack([answer.mean() for answer in answers]).mean()).backward()
-        [text] = _losses(decoder, session, [session.after[:-1]], [session.after[1:]])
+        reading = reading or source.sample(sessions, len(sessions))
+        session = reading.pop()
+        after = session.after or _stretch(book, TEXT + 1, source)
+        [text] = _losses(decoder, session.state, [after[:-1]], [after[1:]])
         (text_weight * text.mean()).backward()
         optimizer.step()
         falling.step()
@@ -124,46 +131,53 @@ def sharpen(
     memory.requires_grad_(False)
 
 
-def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], length: int, source: random.Random) -> Session:
-    """Facts in a stretch of the book."""
+def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: random.Random) -> list[Session]:
+    """The sessions of a stretch of the book with facts in it."""
     facts = lessons(source, FACTS, NEEDLES)
-    begin = source.randrange(len(book) - length - TEXT - 1)
-    part = book[begin : begin + length + 1]
-    tokens = hide(tokenizer, part, [fact.sentence for fact in facts], length, source)
-    return Session(_read(decoder, tokens), facts, book[begin + length : begin + length + TEXT + 1])
+    source.shuffle(facts)
+    length = PLACES[-1] + TEXT + 1
+    tokens, ends = hide(tokenizer, book, [fact.sentence for fact in facts], length, source)
+    state, sessions = decoder.empty_state(), []
+    for begin, end in pairwise((0, *PLACES)):
+        _read(decoder, tokens[begin:end], state)
+        said = [fact for fact, place in zip(facts, ends, strict=True) if place <= end]
+        sessions.append(Session(state.clone(), said, tokens[end : end + TEXT + 1]))
+    return sessions
 
 
-def _passkey(
-    decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], repeats: int, source: random.Random
-) -> Session:
-    """A passkey anywhere in its filler; what follows is of the book, and owes nothing to it."""
+def _passkey(decoder: Decoder, tokenizer: Tokenizer, repeats: int, source: random.Random) -> Session:
+    """A passkey anywhere in its filler."""
     key, before = passkey(source), source.randrange(repeats)
-    text = f"{passkey_haystack(before)}\n{key.sentence}\n{passkey_haystack(repeats - before)}"
-    begin = source.randrange(len(book) - TEXT - 1)
-    return Session(_read(decoder, tokenizer.encode(text)), [key], book[begin : begin + TEXT + 1])
+    filler = passkey_haystack(repeats - before).partition("\n")[2]
+    state = decoder.empty_state()
+    _read(decoder, tokenizer.encode(f"{passkey_haystack(before)}\n{key.sentence}\n{filler}"), state)
+    return Session(state, [key], None)
+
+
+def _stretch(book: Sequence[int], length: int, source: random.Random) -> Sequence[int]:
+    begin = source.randrange(len(book) - length + 1)
+    return book[begin : begin + length]
 
 
 @torch.no_grad()
-def _read(decoder: Decoder, tokens: Sequence[int]) -> MemoryState:
-    state = decoder.empty_state()
-    for read in torch.tensor([tokens], device=decoder.device).split(512, dim=1):
+def _read(decoder: Decoder, tokens: Sequence[int], state: MemoryState) -> None:
+    for read in torch.tensor([tokens], device=decoder.device).split(384, dim=1):
         decoder(read, state)
-    return state
 
 
 def _answers(decoder: Decoder, tokenizer: Tokenizer, session: Session, facts: Sequence[Needle]) -> list[Tensor]:
     """Nats of each token of every answer."""
     pairs = [question(tokenizer, fact) for fact in facts]
     rows = [[*asked, *answer[:-1]] for asked, answer in pairs]
-    return _losses(decoder, session, rows, [answer for _, answer in pairs])
+    return _losses(decoder, session.state, rows, [answer for _, answer in pairs])
 
 
 def _losses(
-    decoder: Decoder, session: Session, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    decoder: Decoder, read: MemoryState, rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
 ) -> list[Tensor]:
-    """Nats of what the last tokens of each row should be followed by; the session stays as it is."""
+    """Nats of what the last tokens of each row should be followed by; what was `read` stays as it is."""
     state = UnrolledState.start(decoder.spec(), len(rows), decoder.device)
-    for name, tensor in session.state.tensors().items():
+    for name, tensor in read.tensors().items():
         state.write(name, tensor.expand(len(rows), *tensor.shape[1:]))
     longest = max(map(len, rows))
     # What comes behind a row's end changes nothing in it.

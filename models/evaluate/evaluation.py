@@ -21,8 +21,12 @@ class Evaluation:
 
     def passkey_by_depth(self, reader: Reader, length: int, trials: int) -> None:
         """At the start, in the middle and at the end, so many trials each."""
-        for name, depth in DEPTHS.items():
-            self.note(reader, "passkey", length, self.trials.passkey(reader, length, trials, depth), name)
+        for depth in DEPTHS:
+            self.passkey(reader, length, trials, depth)
+
+    def passkey(self, reader: Reader, length: int, trials: int, depth: str) -> None:
+        """At one of `DEPTHS`, or at even ones: "spread"."""
+        self.note(reader, "passkey", length, self.trials.passkey(reader, length, trials, DEPTHS.get(depth)), depth)
 
     def questions(self, reader: Reader, task: str, length: int, trials: int) -> None:
         """See `Trials.questions`."""

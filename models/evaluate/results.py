@@ -48,6 +48,11 @@ class Results:
         where = f"{result.task:<10} {result.length:>7,} {result.depth:<10}"
         self._say(f"{time.strftime('%H:%M:%S')} {where} {result.mechanism:<20} {result.accuracy:.4f}")
 
+    def has(self, mechanism: str, task: str, length: int, depth: str, trials: int) -> bool:
+        """Whether the file has this figure, and of no fewer trials."""
+        wanted = (mechanism, task, length, depth)
+        return any(_what(row) == wanted and row["trials"] >= trials for row in self.written)
+
     @property
     def written(self) -> list[Mapping[str, Any]]:
         """All rows of the file."""

@@ -14,6 +14,7 @@ from models.adapter import packaged_adapter, save_adapter
 from models.errors import ConfigError
 from models.load import LoadedModel, Offer, load_offers
 from models.memory.infini import InfiniConfig
+from models.memory.memorizing import MemorizingConfig
 from models.weights.checkpoint import Checkpoint
 from tests.models.sessions import build, open_memory, random_tokens, read
 
@@ -94,6 +95,21 @@ def test_the_package_has_one_only_for_its_model_and_for_settings_that_agree(
     assert packaged_adapter("infini", fingerprint, {"rule": "delta"}) is None
     assert packaged_adapter("feedback", fingerprint, {}) is None
     assert packaged_adapter("infini", "another" + fingerprint, {}) is None
+
+
+def test_how_much_a_memory_holds_may_be_chosen_anew(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries are as many as it was taught with, unless others are asked for: nothing learned depends on them."""
+    monkeypatch.setattr("models.adapter.resources.files", lambda _: tmp_path)
+    path = tmp_path / "adapters" / f"memorizing-{checkpoint.fingerprint[:12]}.safetensors"
+    config = MemorizingConfig(window=32, segment=16, entries=64, top_k=8, gate="learned")
+    save_adapter(path, build(checkpoint, config), "memorizing", checkpoint.fingerprint)
+    others: list[tuple[dict[str, int], int]] = [({}, 64), ({"entries": 256, "top_k": 4}, 256)]
+    for options, entries in others:
+        memory = loaded(tiny_model, None, "memorizing", **options).decoder.memory.config
+        assert isinstance(memory, MemorizingConfig)
+        assert (memory.entries, memory.gate) == (entries, "learned")
 
 
 def test_how_it_was_made_is_in_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -14,6 +14,13 @@ def test_no_wording_is_one_that_memories_are_judged_by() -> None:
     assert not judged & taught
 
 
+def test_no_question_begins_as_one_that_memories_are_judged_by() -> None:
+    for taught in LESSONS:
+        for judged in FACTS:
+            assert not taught.cue.startswith(judged.cue), taught
+            assert not judged.cue.startswith(taught.cue), taught
+
+
 def test_a_sentence_says_what_its_question_asks() -> None:
     source = random.Random(0)
     for _ in range(300):
@@ -29,6 +36,13 @@ def test_lessons_of_one_text_are_about_different_people() -> None:
     common = set.intersection(*names) if names else set()
     assert not common - {"The", "Question", "Answer"}
     assert len({one.question for one in drawn}) == 14
+
+
+def test_more_lessons_than_people_tell_nobody_the_same_twice() -> None:
+    drawn = lessons(random.Random(2), 120, 24)
+    assert len(drawn) == 144
+    assert len({one.sentence.replace(one.answer, "", 1) for one in drawn}) == 144
+    assert all(one.answer.strip().isdigit() for one in drawn[-24:])
 
 
 def test_the_same_seed_draws_the_same() -> None:

@@ -64,11 +64,13 @@ def test_sentences_are_hidden_whole_and_in_order(checkpoint: Checkpoint) -> None
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     book = tokenizer.encode(prose(random.Random(0), 20_000))
     sentences = ["Anna lives in Rome.", "Otto hates figs.", "The hat of Ida is red."]
-    tokens = hide(tokenizer, book, sentences, 700, random.Random(1))
+    tokens, ends = hide(tokenizer, book, sentences, 700, random.Random(1))
     text = tokenizer.decode(tokens)
     assert len(tokens) == 700
     assert [text.find(sentence) >= 0 for sentence in sentences] == [True] * 3
     assert sorted(sentences, key=text.find) == sentences
+    for sentence, end in zip(sentences, ends, strict=True):
+        assert tokenizer.decode(tokens[:end]).endswith(sentence)
 
 
 def test_marked_tokens_are_foretold_and_others_are_not() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models.adapt import sharpen as module
-from models.adapt.sharpen import Progress, Session, sharpen
+from models.adapt.foretell import hide
+from models.adapt.sharpen import Progress, sharpen
 from models.attention import Far, attend_jointly
 from models.errors import ConfigError
 from models.memory.look import Look
@@ -28,7 +29,10 @@ def checkpoint(tiny_model: Path) -> Checkpoint:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LENGTHS", (700, 900))
+    monkeypatch.setattr(module, "STREAMS", 2)
+    monkeypatch.setattr(module, "PLACES", (500, 900))
+    monkeypatch.setattr(module, "FACTS", 5)
+    monkeypatch.setattr(module, "NEEDLES", 2)
     monkeypatch.setattr(module, "REPEATS", (6,))
 
 
@@ -102,13 +106,29 @@ def test_each_row_loses_what_it_would_lose_alone(checkpoint: Checkpoint) -> None
     """Rows of several lengths go through the model together; a session is not changed by what is asked of it."""
     decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
     open_memory(decoder.memory)
-    state = module._read(decoder, list(range(5, 205)))
-    session = Session(state, [], [])
+    state = decoder.empty_state()
+    module._read(decoder, list(range(5, 205)), state)
     rows, wanted = [[7, 8, 9, 10, 11], [20, 21], [30] * 40], [[12, 13], [3], [31]]
     before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     with torch.no_grad():
-        together = module._losses(decoder, session, rows, wanted)
-        alone = [module._losses(decoder, session, [row], [want])[0] for row, want in zip(rows, wanted, strict=True)]
+        together = module._losses(decoder, state, rows, wanted)
+        alone = [module._losses(decoder, state, [row], [want])[0] for row, want in zip(rows, wanted, strict=True)]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+
+
+def test_a_session_is_asked_for_what_was_said_so_far_and_goes_on_as_its_text_does(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    tokenizer = Tokenizer.of(checkpoint.tokenizer)
+    book = tokenizer.encode(prose(random.Random(0), 30_000))
+    tokens, ends = hide(tokenizer, book, ["Anna lives in Rome."], 900 + module.TEXT + 1, random.Random(1))
+    monkeypatch.setattr(module, "hide", lambda *_: (tokens, [400, 450, 501, 600, 800, 899, 901]))
+    sessions = module._facts(decoder, tokenizer, book, random.Random(3))
+    for session, place, said in zip(sessions, (500, 900), (2, 6), strict=True):
+        assert session.state.positions == [place]
+        assert len(session.facts) == said
+        assert session.after == tokens[place : place + module.TEXT + 1]
+    assert tokenizer.decode(tokens[: ends[0]]).endswith("Anna lives in Rome.")

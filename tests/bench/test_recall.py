@@ -1,0 +1,50 @@
+"""The benchmark of recall measures what it is told to, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from bench.recall import FACTS, QUICK, WHOLE, Figures, Measuring, Recall
+from models.evaluate.results import Results
+from models.evaluate.trials import Trials
+from models.probes import prose
+from models.tokenizer import Tokenizer
+from models.weights.checkpoint import load_checkpoint
+
+WANTED = (
+    Figures("window", "passkey", 400, 2),
+    Figures("infini", "passkey", 400, 1),
+    Figures("window", "nll", 2_100, 1),
+)
+
+
+def measured(model: Path, out: Path, figures: tuple[Figures, ...], *, missing: bool) -> list[tuple[str, str, str, int]]:
+    """What one run writes down: mechanism, task, depth, trials."""
+    checkpoint = load_checkpoint(str(model), dtype=torch.bfloat16)
+    trials = Trials(Tokenizer.of(checkpoint.tokenizer), prose(random.Random(0), 20_000))
+    recall = Recall(trials, Results(out, lambda _: None))
+    Measuring(recall, checkpoint, str(model), missing).measure(figures)
+    return [(row.mechanism, row.task, row.depth, row.trials) for row in recall.results.rows]
+
+
+def test_a_run_that_was_stopped_is_gone_on_with(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "recall.json"
+    first = measured(tiny_model, out, WANTED[:2], missing=True)
+    depths = [("infini delta", "passkey", depth, 1) for depth in ("start", "middle", "end")]
+    assert first == [("window", "passkey", "spread", 2), *depths]
+    assert measured(tiny_model, out, WANTED, missing=True) == [("window", "nll", "", 51)]
+    assert measured(tiny_model, out, WANTED, missing=True) == []
+    more = (Figures("window", "passkey", 400, 3),)
+    assert measured(tiny_model, out, more, missing=True) == [("window", "passkey", "spread", 3)]
+    assert measured(tiny_model, out, more, missing=False) == [("window", "passkey", "spread", 3)]
+    assert len(json.loads(out.read_text(encoding="utf-8"))) == 5
+
+
+def test_facts_are_measured_in_whole_rounds() -> None:
+    """Each wording as often as every other."""
+    for one in (*QUICK, *WHOLE):
+        assert one.task != "facts" or one.trials % FACTS == 0
