@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.layers import rotate, wide
+
+
+@dataclass(frozen=True)
+class Before:
+    """For each of n tokens, the keys of those before it, oldest first and without rotation: (B, r, n, d, count) wide.
+
+    `known` (B, 1 or r, n, 1, count) says which of them there are.
+    """
+
+    keys: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class Recent:
+    """Keys of neighbouring tokens, without rotation: (B, K, n, d) wide, and which of them there are, (B, n) bool."""
+
+    keys: Tensor
+    known: Tensor
+
+    def of(self, heads: list[int]) -> Recent:
+        """Those of some key/value heads."""
+        return Recent(self.keys[:, heads], self.known)
+
+    def before(self, count: int) -> Before:
+        """What so many tokens before each say, of all but the first `count`."""
+        known = self.known.unfold(1, count, 1)[:, :-1]
+        return Before(self.keys.unfold(2, count, 1)[:, :, :-1], known[:, None, :, None])
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,8 @@ class Asked:
     """Tokens that each row has evicted: its memory holds what became of them."""
     finished: Sequence[int]
     """Tokens that each row has in complete segments, evicted or still in the ring."""
+    recent: Callable[[], Recent] | None = None
+    """The layer's keys of as many tokens before the queries as its memory `looks_back` at, and of the queries' own tokens."""
 
     @cached_property
     def far(self) -> Tensor:

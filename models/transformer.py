@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -73,7 +74,9 @@ class Decoder(nn.Module):
         """Whether what is written keeps its gradients where the rest of a call does not."""
         self.recompute = False
         """Whether a backward pass computes the feed-forward networks again instead of keeping what they went through."""
-        self._ring = Ring(self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows)
+        self._ring = Ring(
+            self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows, memory.looks_back
+        )
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)
 
@@ -194,6 +197,7 @@ class Decoder(nn.Module):
             sin=self._far_sin,
             folded=piece.folded,
             finished=piece.finished,
+            recent=partial(self._ring.recent, index, piece.behind, state) if piece.behind is not None else None,
         )
         found = self.memory.read(index, state, asked)
         if found is None:

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.adapt.foretell import hide, question
+from models.attention import Asked, Before, Beside, Far
 from models.errors import ConfigError
 from models.lessons import lessons
+from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots
 from models.probes import Needle, passkey, passkey_haystack
-from models.state import MemoryState
+from models.state import MemoryState, Spec, TensorSpec
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
@@ -44,6 +46,8 @@ _MATRIX_RATE = 0.005
 """Learning rates of single numbers by head, and of vectors and matrices: at .02 the latter cost text more than they found."""
 _BEGIN = (1.3, -2.0)
 """Sharpness and offset before the first step: a common pair that finds facts at 4,096 tokens and costs text little."""
+_TRAIL = 0.04
+"""What the keys before a key weigh at first: at .2 all that the heads had been finding was lost."""
 _WEIGHTY = 3
 """Answers from which a step weighs fully: one passkey must not weigh as much as a whole session of facts."""
 _LIKELIER = math.log(2)
@@ -69,6 +73,42 @@ class Progress:
     seconds: float
 
 
+class Taught(Slots):
+    """Slots that keep keys as they are, and those before them, so that trails can be learned: each read makes them anew.
+
+    Rows of a batch must be one session that has been asked different things, none of which has left the ring.
+    """
+
+    def __init__(self, memory: Slots, decoder: Decoder) -> None:
+        super().__init__(decoder.config, replace(memory.config, slot_dtype="same"), decoder.dtype)
+        self.look, self.importance = memory.look, memory.importance
+
+    def spec(self) -> Spec:
+        """Of each slot the TRAIL keys before it, too."""
+        before = TensorSpec((self._count, self.config.slots, self._size * TRAIL), self._dtype)
+        return {**super().spec(), "slot_before": before}
+
+    def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
+        """With keys as the look would keep them today."""
+        far = super().read(layer, state, asked)
+        if not isinstance(far, Far):
+            return far
+        assert self.look is not None
+        heads, used = self._range[layer], slice(0, far.keys.shape[2])
+        keys = far.keys[:1].to(self._wide)
+        told = state.read("slot_before", heads, used)[:1].unflatten(-1, (self._size, TRAIL))
+        place = state.read("slot_position", heads, used)[:1, ..., None, None]
+        known = place >= torch.arange(TRAIL, 0, -1, device=keys.device)
+        kept = self.look.kept(keys, Before(told.to(self._wide), known), heads).to(asked.plain.dtype)
+        return replace(far, keys=kept.expand_as(far.keys))
+
+    def _far_keys(self, look: Look, heads: slice, keys: Tensor, before: Before) -> Tensor:
+        return keys
+
+    def _also_kept(self, before: Before) -> dict[str, Tensor]:
+        return {"slot_before": before.keys.flatten(-2).to(self._dtype)}
+
+
 def sharpen(
     decoder: Decoder,
     tokenizer: Tokenizer,
@@ -88,6 +128,7 @@ def sharpen(
     assert isinstance(memory, Slots)
     look = memory.look
     assert look is not None
+    decoder = Decoder(decoder.weights, Taught(memory, decoder))
     needed = PLACES[-1] + TEXT + 2
     if len(book) < needed:
         raise ConfigError(f"the book has {len(book)} tokens; at least {needed} are needed: give a longer one")
@@ -97,8 +138,11 @@ def sharpen(
         look.offset.fill_(_BEGIN[1])
     sessions = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
     sessions += [_passkey(decoder, tokenizer, repeats, source) for repeats in REPEATS]
+    with torch.no_grad():
+        look.centre.copy_(_centre(sessions[: STREAMS * len(PLACES)]))
+        look.key_trail.fill_(_TRAIL)
     look.requires_grad_(True)
-    matrices = [look.eagerness, look.down, look.up]
+    matrices = [look.eagerness, look.down, look.up, look.centre, look.key_trail, look.query_trail, look.gain]
     optimizer = torch.optim.Adam(
         [{"params": [look.sharpness, look.offset], "lr": _NUMBER_RATE}, {"params": matrices, "lr": _MATRIX_RATE}],
         betas=(0.9, 0.98),
@@ -129,6 +173,15 @@ def sharpen(
             say(Progress(step, sum(sure) / len(sure), sum(nats) / len(nats), time.monotonic() - began))
             sure, nats = [], []
     memory.requires_grad_(False)
+
+
+def _centre(sessions: Sequence[Session]) -> Tensor:
+    """(R, d): the mean of the keys that each head has kept, over sessions."""
+    means = []
+    for session in sessions:
+        held = (session.state.read("slot_score")[0] > -torch.inf)[..., None]
+        means.append((session.state.read("slot_keys")[0] * held).sum(dim=1, dtype=torch.float32) / held.sum(dim=1))
+    return torch.stack(means).mean(dim=0)
 
 
 def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: random.Random) -> list[Session]:

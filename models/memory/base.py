@@ -96,6 +96,8 @@ class Memory(nn.Module, ABC):
 
     lookahead = 0
     """How many tokens behind the evicted ones `fold` wants to see."""
+    looks_back = 0
+    """How many tokens before a query its layer's keys are wanted of."""
     follows = False
     """Whether `finish` is to be called."""
     listens: int | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.attention import Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.base import Evicted, Finished
@@ -47,6 +48,16 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Behind:
+    """The tokens of a piece and some before them, which are `known` (B, n) if there were that many."""
+
+    places: Tensor  # (B, n) in the ring tensors
+    cos: Tensor
+    sin: Tensor  # (B, 1, n, d/2)
+    known: Tensor
+
+
+@dataclass(frozen=True)
 class Piece:
     """A stretch of a chunk in which no row crosses a segment border."""
 
@@ -58,6 +69,7 @@ class Piece:
     finished: list[int]  # tokens each row has in complete segments before this piece
     finish: Finish | None
     fold: Fold | None
+    behind: Behind | None
 
 
 class Ring:
@@ -71,9 +83,10 @@ class Ring:
         dtype: torch.dtype,
         lookahead: int,
         follows: bool,
+        looks_back: int = 0,
     ) -> None:
         self._model, self._config, self._rotary, self._dtype = model, config, rotary, dtype
-        self._lookahead, self._follows = lookahead, follows
+        self._lookahead, self._follows, self._looks_back = lookahead, follows, looks_back
 
     def spec(self) -> Spec:
         """Keys and values of ring and sinks, the ring's token ids, and the session's position."""
@@ -127,7 +140,20 @@ class Ring:
             finished=[begun // config.segment * config.segment for begun in starts],
             finish=self._finish(ends, state) if self._follows else None,
             fold=self._fold(ends, state),
+            behind=self._behind(start, count) if self._looks_back else None,
         )
+
+    def _behind(self, start: Tensor, count: int) -> Behind:
+        """Of a piece of so many tokens from the positions `start` (B, 1) on."""
+        positions = start + torch.arange(-self._looks_back, count, device=start.device)
+        known, held = positions >= 0, positions.clamp_min(0)
+        cos, sin = self._rotary.table(held)
+        return Behind(self._config.sinks + held % self._config.ring, cos, sin, known)
+
+    def recent(self, layer: int, behind: Behind, state: MemoryState) -> Recent:
+        """The keys of one layer, once the piece has been written."""
+        rotated = state.read_at("ring_keys", layer, behind.places)
+        return Recent(rotate(rotated.to(behind.cos.dtype), behind.cos, -behind.sin), behind.known)
 
     def _finish(self, ends: list[int], state: MemoryState) -> Finish | None:
         config = self._config

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Beside, Far, Grid
+from models.attention import Asked, Before, Beside, Far, Grid, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayerReport, Mechanism, Memory, Report
 from models.memory.importance import Importance, Learned, Leverage
-from models.memory.look import Look
+from models.memory.look import TRAIL, Look
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -53,6 +53,8 @@ class SlotsConfig(MemoryConfig):
             raise ConfigError(f"importance must be leverage or learned, not {self.importance!r}")
         if not self.ridge > 0:
             raise ConfigError(f"ridge must be above 0, not {self.ridge}")
+        if self.importance == "learned" and min(self.window, self.segment) < TRAIL:
+            raise ConfigError(f"learned slots need a window and segments of at least {TRAIL} tokens")
         if not 0 <= self.reach <= min(self.window, self.segment):
             raise ConfigError(f"reach ({self.reach}) must lie between 0 and the segment ({self.segment})")
 
@@ -86,6 +88,7 @@ class Slots(Memory):
                 raise ConfigError(f"listens must name a layer from 0 to {model.num_layers - 1}, not {config.listens}")
             self.importance, self.listens = Learned(config, len(heads), model.hidden_size, self._wide), config.listens
             self.look: Look | None = Look(len(heads), model.queries_per_kv, self._size, self._wide)
+            self.looks_back = TRAIL
         else:
             self.look = None
             self.importance = Leverage(config, len(heads), self._size, self._wide, config.ridge, config.reach)
@@ -96,7 +99,10 @@ class Slots(Memory):
         self.importance.hear(hidden, positions, state)
 
     def spec(self) -> Spec:
-        """R heads of C slots each; statistics wide; which token each slot holds, so that it can be shown."""
+        """R heads of C slots each; statistics wide; which token each slot holds, so that it can be shown.
+
+        `slot_trail` are the last evicted keys as they were, which the next ones trail.
+        """
         count, slots, size = self._count, self.config.slots, self._size
         entries = TensorSpec((count, slots, size // 2 if self._packed else size), self._dtype)
         spec = {
@@ -107,6 +113,8 @@ class Slots(Memory):
             "slot_token": TensorSpec((count, slots), torch.int32),
             **self.importance.spec(),
         }
+        if self.look is not None:
+            spec["slot_trail"] = TensorSpec((count, TRAIL, size), self._wide)
         if self._quantized:
             # Four bits are right to a tenth: a scale need not be better than bfloat16 beside them.
             scale = TensorSpec((count, slots), torch.bfloat16 if self._packed else self._wide)
@@ -130,7 +138,9 @@ class Slots(Memory):
         heads, used = self._range[layer], slice(0, max(filled))
         query, offset = None, None
         if self.look is not None:
-            query, offset = self.look(asked.far[:, self._heads[layer]], heads)
+            assert asked.recent is not None
+            before = asked.recent().of(self._heads[layer]).before(TRAIL)
+            query, offset = self.look(asked.far[:, self._heads[layer]], before, heads)
         alike = min(filled) == max(filled)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
@@ -163,6 +173,10 @@ class Slots(Memory):
         position = (evicted.starts[:, None] + torch.arange(length, device=score.device)).to(torch.int32)
         values = evicted.values[:, self._heads[layer]].to(self._wide)
         keys = keys[:, :, :length]
+        if self.look is not None:
+            before = self._before(heads, state, evicted.starts, keys)
+            state.write("slot_trail", keys[:, :, -TRAIL:], heads)
+            keys = self._far_keys(self.look, heads, keys, before)
         if self._packed:
             keys = self._on_grid("key_grid", heads, state, evicted, keys)
             values = self._on_grid("value_grid", heads, state, evicted, values)
@@ -173,10 +187,25 @@ class Slots(Memory):
             **self._stored("slot_key", keys),
             **self._stored("slot_value", values),
         }
+        if self.look is not None:
+            added |= self._also_kept(before)
         for name, new in added.items():
             both = torch.cat((state.read(name, heads), new), dim=2)
             index = chosen if both.dim() == 3 else chosen[..., None].expand(-1, -1, -1, both.shape[-1])
             state.write(name, both.gather(2, index), heads)
+
+    def _before(self, heads: slice, state: MemoryState, starts: Tensor, keys: Tensor) -> Before:
+        """What comes before evicted keys (B, r, S, d)."""
+        positions = starts[:, None] + torch.arange(-TRAIL, keys.shape[2], device=starts.device)
+        return Recent(torch.cat((state.read("slot_trail", heads), keys), dim=2), positions >= 0).before(TRAIL)
+
+    def _far_keys(self, look: Look, heads: slice, keys: Tensor, before: Before) -> Tensor:
+        """What is kept of evicted keys (B, r, S, d), wide."""
+        return look.kept(keys, before, heads)
+
+    def _also_kept(self, before: Before) -> dict[str, Tensor]:
+        """What else is kept of evicted tokens, by tensor, (B, r, S, …): nothing but while the look is taught."""
+        return {}
 
     def report(self, state: MemoryState) -> Report:
         """Slots in use by layer, and the text that at least half of the heads still hold."""

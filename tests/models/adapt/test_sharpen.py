@@ -11,15 +11,15 @@ import torch
 from models.adapt import sharpen as module
 from models.adapt.foretell import hide
 from models.adapt.sharpen import Progress, sharpen
-from models.attention import Far, attend_jointly
+from models.attention import Before, Far, attend_jointly
 from models.errors import ConfigError
-from models.memory.look import Look
+from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots
 from models.probes import prose
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.weights.checkpoint import Checkpoint, load_checkpoint
-from tests.models.sessions import build, open_memory, slots_config
+from tests.models.sessions import build, open_memory, random_tokens, slots_config
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,20 @@ def test_long_calls_pass_the_same_gradients_as_short_ones() -> None:
     keys, values, far_keys, far_values = torch.randn(4, 1, 2, 30, 8, generator=generator).double()
     bias = torch.zeros(1, 1, 3 * 20, 30).double()
     look = Look(2, 3, 8, torch.float64)
-    torch.nn.init.normal_(look.up, generator=generator)
+    for parameter in look.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    before = torch.randn(1, 2, 20 + 30, 8, TRAIL, generator=generator).double()
+    known = torch.ones(1, 1, 1, 1, TRAIL).bool()
     found = []
     for cut in (20, 5):
         outs = []
-        for near, away in zip(query.split(cut, dim=3), far_query.split(cut, dim=3), strict=True):
-            asked, offset = look(away, slice(0, 2))
-            far = Far([0, 1], far_keys, far_values, query=asked, offset=offset)
+        kept = look.kept(far_keys, Before(before[:, :, 20:], known), slice(0, 2))
+        parts = zip(
+            query.split(cut, dim=3), far_query.split(cut, dim=3), before[:, :, :20].split(cut, dim=2), strict=True
+        )
+        for near, away, told in parts:
+            asked, offset = look(away, Before(told, known), slice(0, 2))
+            far = Far([0, 1], kept, far_values, query=asked, offset=offset)
             outs.append(attend_jointly(near, keys, values, bias[:, :, : 3 * cut], asked, far))
         found.append(torch.autograd.grad(torch.cat(outs, dim=3).square().sum(), list(look.parameters())))
     for long, short in zip(*found, strict=True):
@@ -132,3 +139,21 @@ def test_a_session_is_asked_for_what_was_said_so_far_and_goes_on_as_its_text_doe
         assert len(session.facts) == said
         assert session.after == tokens[place : place + module.TEXT + 1]
     assert tokenizer.decode(tokens[: ends[0]]).endswith("Anna lives in Rome.")
+
+
+def test_what_is_taught_is_what_will_be_kept(checkpoint: Checkpoint) -> None:
+    """Keys that get their trails when they are read are those that get them when they are evicted."""
+    decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    open_memory(decoder.memory)
+    assert isinstance(decoder.memory, Slots)
+    taught = Decoder(decoder.weights, module.Taught(decoder.memory, decoder))
+    tokens = torch.tensor([random_tokens(decoder, 300)])
+    (one, state), (other, _) = ((each(tokens, each.empty_state(), logits="all")) for each in (decoder, taught))
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert state.positions == [300]
+    look = decoder.memory.look
+    assert look is not None
+    with torch.no_grad():
+        look.key_trail.zero_()
+    without, _ = decoder(tokens, decoder.empty_state(), logits="all")
+    assert not torch.allclose(one, without, atol=1e-3)

@@ -33,18 +33,31 @@ class SlotsReference(Reference):
         far = self.turn(query, self.memory.window)
         offset = torch.zeros((), dtype=torch.float64)
         if self.memory.importance == "learned" and kept:
-            which = (sorted(self.memory.heads).index((layer, head)), index % (len(self.group_of(head))))
+            row, among = sorted(self.memory.heads).index((layer, head)), index % len(self.group_of(head))
             look = {
-                name.removeprefix("look."): tensor[which].double()
-                for name, tensor in self.parameters.items()
-                if name.startswith("look.")
+                name: self._look(name)[row, among]
+                for name in ("sharpness", "offset", "eagerness", "down", "up", "gain")
             }
             offset = look["eagerness"] @ far / len(far) ** 0.5 + look["offset"]
-            far = look["sharpness"] * far + look["up"].T @ (look["down"].T @ far)
+            trail = self._trail("query_trail", layer, head, len(self.keys[layer]) - 1)
+            far = look["sharpness"] * far + look["up"].T @ (look["down"].T @ far) + look["gain"] * trail
         away = [far @ self._stored("key", layer, head, place) / len(query) ** 0.5 + offset for place in kept]
         scores = torch.stack([*scores, *away])
         values = torch.stack([*values, *(self._stored("value", layer, head, place) for place in kept)])
         return scores.softmax(0) @ values
+
+    def _look(self, name: str) -> Tensor:
+        return self.parameters[f"look.{name}"].double()
+
+    def _trail(self, name: str, layer: int, head: int, place: int) -> Tensor:
+        """What the keys before a place add to a key or a query there."""
+        row = sorted(self.memory.heads).index((layer, head))
+        weight, centre = self._look(name)[row], self._look("centre")[row]
+        trail = torch.zeros_like(centre)
+        for back in range(1, len(weight) + 1):
+            if place >= back:
+                trail = trail + weight[-back] * (self.keys[layer][place - back][head] - centre)
+        return trail
 
     def group_of(self, head: int) -> range:
         """The query heads that share a key/value head."""
@@ -61,18 +74,25 @@ class SlotsReference(Reference):
 
     def _stored(self, name: str, layer: int, head: int, place: int) -> Tensor:
         """A key or value as a slot returns it: with four bits, the nearest of sixteen steps on the head's grid."""
-        kept = {"key": self.keys, "value": self.values}[name][layer]
-        vector = kept[place][head]
+        vector = self._far(name, layer, head, place)
         if self.memory.slot_dtype != "int4":
             return vector
         # The grid is that of the first segment that has more than sinks.
         sinks, segment = self.memory.sinks, self.memory.segment
-        first = torch.stack([other[head] for other in kept[sinks : (sinks // segment + 1) * segment]])
+        places = range(sinks, (sinks // segment + 1) * segment)
+        first = torch.stack([self._far(name, layer, head, other) for other in places])
         centre, spread = first.mean(dim=0), first.std(dim=0, correction=0).clamp_min(1e-6)
         steps = (vector - centre) / spread
         scale = (steps.abs().max() / 15).to(torch.bfloat16).double()
         odd = 2 * ((steps / scale + 15) / 2).round().clamp(0, 15) - 15
         return odd * scale * spread + centre
+
+    def _far(self, name: str, layer: int, head: int, place: int) -> Tensor:
+        """A key, with what it trails, or a value."""
+        if name == "value":
+            return self.values[layer][place][head]
+        key = self.keys[layer][place][head]
+        return key + self._trail("key_trail", layer, head, place) if self.memory.importance == "learned" else key
 
     def fold(self, layer: int, start: int) -> None:
         """Score the segment, and keep the C best of old and new."""
