@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
+from models.attention import Asked, Beside, Recent, attend, attend_beside, attend_jointly
 from models.evaluate.reading import Reader
 from models.memory.base import Evicted, Finished
 from models.state import MemoryState
@@ -52,7 +52,12 @@ def read_us(reader: Reader, full: MemoryState, tokens: int) -> float:
     query = torch.randn(groups).to(decoder.dtype)
     far = decoder.weights.rotary.table(torch.tensor([[config.window]]))
     at = full.positions[0] // config.segment * config.segment
-    asked = [Asked(query, query, *far, [at - config.window], [at]) for _ in range(model.num_layers)]
+    behind = decoder.memory.looks_back + tokens
+    keys_behind = torch.randn(1, model.num_kv_heads, behind, model.head_dim)
+    recent = Recent(keys_behind, torch.ones(1, behind, dtype=torch.bool))
+    asked = [
+        Asked(query, query, *far, [at - config.window], [at], recent=lambda: recent) for _ in range(model.num_layers)
+    ]
     places = config.sinks + config.ring
     bias = torch.zeros(1, 1, model.queries_per_kv * tokens, places, dtype=decoder.dtype)
 
