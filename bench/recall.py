@@ -135,6 +135,11 @@ class Measuring:
             due = [depth for depth in depths if not (self._missing and self._has(reader, one, depth))]
             if not due:
                 continue
+            if one.task != "passkey" and len(recall.trials.book) < one.length:
+                console.print(
+                    f"{one.task} at {one.length:,} is left out: the book has {len(recall.trials.book):,} tokens"
+                )
+                continue
             if one.task == "passkey":
                 for depth in due:
                     recall.passkey(reader, one.length, one.trials, depth)

@@ -39,13 +39,13 @@ class CurveFile:
     def __init__(self, file: TextIO, tasks: Sequence[str]) -> None:
         self._file, self._lines, self._tasks = file, csv.writer(file), tasks
         if file.tell() == 0:
-            tried = [f"{task}_held_out" for task in tasks]
+            tried = [f"{task}_tried" for task in tasks]
             self._lines.writerow(("step", "segments", "loss", "accuracy", "seconds", *tried))
 
-    def add(self, progress: Progress, held_out: Mapping[str, float]) -> None:
+    def add(self, progress: Progress, shown: Mapping[str, float]) -> None:
         """One line. What was not tried at this step stays empty."""
         figures = (f"{progress.loss:.5f}", f"{progress.accuracy:.4f}", f"{progress.seconds:.1f}")
-        tried = [f"{held_out[task]:.4f}" if task in held_out else "" for task in self._tasks]
+        tried = [f"{shown[task]:.4f}" if task in shown else "" for task in self._tasks]
         self._lines.writerow((progress.step, progress.segments, *figures, *tried))
         self._file.flush()
 
@@ -102,7 +102,7 @@ def main() -> None:
         type=int,
         default=20,
         metavar="STEPS",
-        help="try each objective on sequences that are never learned from, as long as those of the step; 0: never",
+        help="try each objective on sequences of another seed, as long as those of the step; 0: never",
     )
     parser.add_argument("--trials", type=int, default=4, help="how many such sequences")
     parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
@@ -159,19 +159,17 @@ def adapt(options: argparse.Namespace) -> None:
     learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
     console.print(f"{learned:,} numbers are learned; the other {checkpoint.name} stays as it is")
     with _bar(console) as bar, curve.open("a" if options.checkpoint else "w", newline="", encoding="utf-8") as file:
-        lines, row = (
-            CurveFile(file, list(tried)),
-            bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0),
-        )
+        lines = CurveFile(file, list(tried))
+        row = bar.add_task("", total=options.steps, segments=0, loss=0.0, accuracy=0.0)
 
         def say(progress: Progress) -> None:
-            held_out: dict[str, float] = {}
+            shown: dict[str, float] = {}
             if tried and progress.step % options.evaluate_every == 0:
                 trials = Trials(progress.segments * decoder.memory.config.segment, options.trials, batch=options.batch)
-                held_out = {name: accuracy(decoder, one, trials) for name, one in tried.items()}
-                shares = ", ".join(f"{name} {share:.2f}" for name, share in held_out.items())
-                console.print(f"step {progress.step}, not learned from: {shares}")
-            lines.add(progress, held_out)
+                shown = {name: accuracy(decoder, one, trials) for name, one in tried.items()}
+                shares = ", ".join(f"{name} {share:.2f}" for name, share in shown.items())
+                console.print(f"step {progress.step}, tried: {shares}")
+            lines.add(progress, shown)
             bar.update(
                 row,
                 completed=progress.step,

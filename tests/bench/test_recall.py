@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 from bench.recall import FACTS, QUICK, WHOLE, Figures, Measuring, Recall
@@ -42,6 +43,15 @@ def test_a_run_that_was_stopped_is_gone_on_with(tiny_model: Path, tmp_path: Path
     assert measured(tiny_model, out, more, missing=True) == [("window", "passkey", "spread", 3)]
     assert measured(tiny_model, out, more, missing=False) == [("window", "passkey", "spread", 3)]
     assert len(json.loads(out.read_text(encoding="utf-8"))) == 5
+
+
+def test_what_the_book_is_too_short_for_is_left_out_and_said(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A figure must not name a length that was never read."""
+    long = (Figures("window", "nll", 10**6, 1), Figures("window", "needle", 10**6, 5))
+    assert measured(tiny_model, tmp_path / "recall.json", long, missing=False) == []
+    assert "needle at 1,000,000 is left out: the book has" in " ".join(capsys.readouterr().err.split())
 
 
 def test_facts_are_measured_in_whole_rounds() -> None:

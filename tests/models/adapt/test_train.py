@@ -16,6 +16,7 @@ from models.adapt.small import SmallModel, build_small
 from models.adapt.tasks.passkey import Passkey
 from models.adapt.train import Progress, Trainer
 from models.errors import CheckpointError, ConfigError
+from models.layers import Layer
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 
@@ -200,3 +201,24 @@ def test_ahead_of_its_reach_the_model_learns_nothing() -> None:
 def test_reach_and_truncation_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="not both"):
         replace(SETTINGS, reach=1, truncate=1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_feed_forward_networks_are_computed_again_only_if_told_to(
+    monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    model, computed = decoder(), 0
+    model.recompute = recompute
+    plain = Layer.feed_forward
+
+    def counted(layer: Layer, x: Tensor) -> Tensor:
+        nonlocal computed
+        computed += 1
+        return plain(layer, x)
+
+    monkeypatch.setattr(Layer, "feed_forward", counted)
+    hidden, _ = model.run(torch.zeros(2, 4, dtype=torch.int64), UnrolledState.start(model.spec(), 2))
+    ahead = computed
+    assert ahead == model.config.num_layers
+    hidden.sum().backward()
+    assert computed - ahead == (ahead if recompute else 0)
