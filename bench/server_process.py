@@ -38,6 +38,16 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float = PATIENC
         time.sleep(0.02)
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process. One that has ended and that nobody has waited for yet is none any more."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # Its name, in brackets, may hold anything.
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 class ServerProcess:
     """One server at a time on a free port, with the worker processes it starts.
 
@@ -237,6 +247,8 @@ class ServerProcess:
         if not followed:
             _send_all(output.workers, signal.SIGKILL)
             output.ended.wait(_DYING_SECONDS)
+        # The kernel closes what a process has open before the process is gone.
+        wait_until(lambda: not any(map(is_running, output.workers)), "the end of the workers", _DYING_SECONDS)
         self._process = self._output = None
         if not followed:
             raise self._failure("left a worker behind, which had to be killed")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from palimpsest import Client
 
-from bench.server_process import ServerFailedError, ServerProcess
+from bench.server_process import ServerFailedError, ServerProcess, is_running, wait_until
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A process that has ended and waits for its parent to notice is no process any more.
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+def test_only_processes_that_have_not_ended_run() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        assert is_running(sleeper.pid)
+        sleeper.kill()
+        # Ended, but not waited for: it still has an id.
+        wait_until(lambda: not is_running(sleeper.pid), "the end of a process", 10.0)
+        assert sleeper.returncode is None
+    assert not is_running(sleeper.pid)
 
 
 @pytest.mark.usefixtures("small_settings")
@@ -32,9 +32,9 @@ def test_no_process_survives_a_kill_and_the_same_object_starts_again(
         position = session.append("ba ke lo mi nu").position
         workers = server.worker_pids
         assert workers
-        assert all(_alive(pid) for pid in workers)
+        assert all(is_running(pid) for pid in workers)
         server.kill()
-    assert not any(_alive(pid) for pid in workers)
+    assert not any(is_running(pid) for pid in workers)
     assert server.worker_pids == frozenset()
     server.kill()
 

@@ -107,15 +107,15 @@ async def test_one_silent_node_of_a_cluster_holds_up_nobody_else(tmp_path: Path,
             of_node[key_slot(keys.session(name).encode()) // 5462] = name
             await store.create(make.record(name))
         cluster.nodes[0].suspend()
-        answered = 0
-        for _ in range(4):
-            silent = asyncio.gather(*(_seconds_until_refused(store.get(TENANT, of_node[0])) for _ in range(50)))
-            others = (store.get(TENANT, of_node[node]) for node in (1, 2) * 5)
-            answered += sum(
-                not isinstance(one, Exception) for one in await asyncio.gather(*others, return_exceptions=True)
-            )
-            assert max(await silent) < 1.0
-        assert answered > 20, "half of forty, however busy this machine is"
+        # A busy machine may fail some of the others by itself. If the silent node failed them, it would in every round.
+        async with asyncio.timeout(30):
+            answered = False
+            while not answered:
+                silent = asyncio.gather(*(_seconds_until_refused(store.get(TENANT, of_node[0])) for _ in range(50)))
+                others = (store.get(TENANT, of_node[node]) for node in (1, 2) * 5)
+                outcomes = await asyncio.gather(*others, return_exceptions=True)
+                assert max(await silent) < 1.0
+                answered = not any(isinstance(one, BaseException) for one in outcomes)
         cluster.nodes[0].resume()
         await _until_well(store)
         assert (await _patiently(store, of_node[0])).id == of_node[0]
