@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import native
 from models.layers import rotate, wide
 
 
@@ -126,8 +127,11 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 
     `bias` (B, 1, G*T, N), in the query's dtype, is 0 where a key is seen and -inf where it is not.
     """
-    out = F.scaled_dot_product_attention(query.flatten(2, 3), keys, values, attn_mask=bias)
-    return out.view(query.shape)
+    flat = query.flatten(2, 3)
+    if query.shape[3] >= _LONG and native.suits(flat, keys, values, bias):
+        found: Tensor = native.attend(flat, keys, values, bias)[0]
+        return found.view(query.shape)
+    return F.scaled_dot_product_attention(flat, keys, values, attn_mask=bias).view(query.shape)
 
 
 def attend_with_mass(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -228,7 +232,7 @@ def _attend_in_two_passes(
         far_mass = far_mass + far.offset.flatten(2, 3)
     away = _off_grid(away, torch.ones_like(far_mass)[..., None], far.value_grid)
     if far.visible is not None:
-        # Where nothing is visible the kernel reports a mass of e^0; such a session's memory must weigh nothing.
+        # Where nothing is visible torch's kernel reports a mass of e^0; such a session's memory must weigh nothing.
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
@@ -251,6 +255,9 @@ def _off_grid(found: Tensor, share: Tensor, grid: Grid | None) -> Tensor:
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention and the log-sum-exp of its scores, (B, r, Q, d) and (B, r, Q) wide."""
+    if native.suits(query, keys, values, bias):
+        found: tuple[Tensor, Tensor] = native.attend(query, keys, values, bias)
+        return found
     # The public function keeps the log-sum-exp to itself; this is what it calls.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, mass = kernel(query, keys, values, attn_mask=bias)

@@ -163,6 +163,8 @@ class Ready(Message):
     offers: Annotated[tuple[Offered, ...], Field(min_length=1)]
     device: str
     dtype: str
+    kernels: Literal["native", "torch"]
+    """What attends to long texts: our own kernel, or torch's where ours was not built or the processor lacks the instructions."""
 
 
 class Appended(Message):

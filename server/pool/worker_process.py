@@ -92,6 +92,7 @@ class WorkerProcess:
                 pid=self._process.pid if self._process else None,
                 device=answer.device,
                 dtype=answer.dtype,
+                kernels=answer.kernels,
                 serves=[f"{offer.pair}: {offer.state_bytes / 2**20:.1f} MiB a session" for offer in answer.offers],
             )
         elif (queue := self._answers.get(request_id)) is not None:

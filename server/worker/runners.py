@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from models import native
 from models.errors import ModelsError
 from models.load import DTYPES, Offer, load_offers
 from server.errors import ModelNotServed
@@ -52,6 +53,7 @@ class Runners:
             offers=tuple(runner.offered for runner in self._by_pair.values()),
             device=str(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
+            kernels="native" if native.available(self._device, self._dtype) else "torch",
         )
 
     @property

@@ -32,16 +32,20 @@ def plain(query: Tensor, far_query: Tensor, keys: Tensor, values: Tensor, mask: 
         far_keys, far_values = far_keys * far.key_scale[..., None], far_values * far.value_scale[..., None]
     near = torch.einsum("brgtd,brnd->brgtn", query.double(), keys.double()).masked_fill(~mask, -torch.inf)
     away = torch.einsum("brgtd,brnd->brgtn", far_query.double(), far_keys)
+    near, away = near / math.sqrt(query.shape[-1]), away / math.sqrt(query.shape[-1])
+    if far.offset is not None:
+        away = away + far.offset[..., None]
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, None], -torch.inf)
-    weight = torch.cat((near, away), dim=-1).div(math.sqrt(SIZE)).softmax(-1)
+    weight = torch.cat((near, away), dim=-1).softmax(-1)
     return torch.einsum("brgtn,brnd->brgtd", weight, torch.cat((values.double(), far_values), dim=2))
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 40])
 @pytest.mark.parametrize("stored", ["all", "some", "none in one session"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
-def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: bool) -> None:
+@pytest.mark.parametrize("looked", [False, True], ids=["as stored", "looked at"])
+def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: bool, looked: bool) -> None:
     query, far_query = (random(BATCH, HEADS, GROUPS, length, SIZE, seed=seed) for seed in (1, 2))
     keys, values = random(BATCH, HEADS, NEAR, SIZE, seed=3), random(BATCH, HEADS, NEAR, SIZE, seed=4)
     mask = random(BATCH, 1, 1, length, NEAR, seed=5) > 0
@@ -54,9 +58,26 @@ def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: boo
     if quantized:
         far_keys, far_values = (far_keys * 40).round().to(torch.int8), (far_values * 40).round().to(torch.int8)
     key_scale, value_scale = scales
-    far = Far([0, 1], far_keys, far_values, visible, key_scale, value_scale)
+    offset = random(BATCH, HEADS, GROUPS, length, seed=11) if looked else None
+    far = Far([0, 1], far_keys, far_values, visible, key_scale, value_scale, offset=offset)
     out = attend_jointly(query, keys, values, as_bias(mask), far_query, far)
     torch.testing.assert_close(out.double(), plain(query, far_query, keys, values, mask, far), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [3, 40])
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_in_bfloat16_they_share_it_too(length: int, some: bool) -> None:
+    """With heads of the size that the kernel of our own takes, where there is one."""
+    query, far_query = (random(2, 2, 3, length, 64, seed=seed).bfloat16() for seed in (1, 2))
+    keys, values, far_keys, far_values = (random(2, 2, 70, 64, seed=seed).bfloat16() for seed in (3, 4, 5, 6))
+    mask = torch.ones(2, 1, 1, length, 70, dtype=torch.bool)
+    mask[..., 30:50] = False
+    visible = random(2, 2, 70, seed=9) > 0 if some else None
+    far = Far([0, 1], far_keys, far_values, visible, offset=random(2, 2, 3, length, seed=7))
+    bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(-1, -1, 3, -1, -1).flatten(2, 3)
+    out = attend_jointly(query, keys, values, bias.bfloat16(), far_query, far)
+    expected = plain(query, far_query, keys, values, mask, far)
+    assert (out.double() - expected).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("length", [1, 40])

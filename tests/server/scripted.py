@@ -50,7 +50,7 @@ OTHERS = (
 
 def offering(*offers: Offered) -> Ready:
     """A worker that serves these."""
-    return Ready(worker=0, offers=offers, device="cpu", dtype="float32")
+    return Ready(worker=0, offers=offers, device="cpu", dtype="float32", kernels="torch")
 
 
 SERVED = offering(OFFERED)

@@ -67,6 +67,7 @@ ANSWERS: list[Answer] = [
         ),
         device="cpu",
         dtype="float32",
+        kernels="native",
     ),
     Appended(op_id=None, tokens=1, position=2, status="journaled", applied=False, state_bytes=3),
     GenerationStarted(generation_id="g", prompt_tokens=3),

@@ -59,6 +59,7 @@ def read(runner: Runner, tokens: Sequence[int], row: int = 0) -> bytes:
 
 def test_the_pairs_are_described_in_order_with_their_own_sizes(runners: Runners) -> None:
     ready = runners.describe()
+    assert ready.kernels == "torch"  # float32
     assert [offer.memory for offer in ready.offers] == ["window", "slots"]
     assert ready.offers[0] == runners.default.offered
     window, slots = (offer.state_bytes for offer in ready.offers)
