@@ -78,6 +78,10 @@ class MemoryConfig:
         """Tokens that have left the ring of a session at this position: a multiple of S."""
         return max(0, position // self.segment * self.segment - self.window)
 
+    def depth(self, model: ModelConfig) -> int:
+        """How many layers, from the first, the memory has to do with: what the others compute is nothing to it."""
+        return model.num_layers
+
 
 def fingerprint(*parts: object) -> str:
     """A short stable name for a configuration: 128 bits of SHA-256 over its JSON, in hex."""

@@ -113,23 +113,38 @@ class Decoder(nn.Module):
 
     def run(self, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """As `forward`, up to the hidden outputs (B, T, D), wide: `read_out` of those that matter gives logits."""
+        return self._run_in_parts(tokens, state, self.config.num_layers)
+
+    def read_through(self, tokens: Tensor, state: MemoryState, ahead: int) -> MemoryState:
+        """Take tokens (B, T) in that at least `ahead` others will follow before anything is asked, saved or copied.
+
+        Layers above the memory's last one see a ring's length back each. So far from the end nothing that they compute is ever
+        seen, and they are left out. Then the state is that of `run` once the others have been taken in, and not before.
+        """
+        depth, ring = self.memory.config.depth(self.config), self.memory.config.ring
+        # The first eviction stores the sinks of every layer.
+        begun = min(state.positions) >= ring
+        far = ahead >= (self.config.num_layers - depth) * ring
+        return self._run_in_parts(tokens, state, depth if begun and far else self.config.num_layers)[1]
+
+    def _run_in_parts(self, tokens: Tensor, state: MemoryState, depth: int) -> tuple[Tensor, MemoryState]:
         if self.memory.listens is None:
-            return self._run(tokens, state)
+            return self._run(tokens, state, depth)
         parts = -(-tokens.shape[1] // self.memory.config.window)
         outputs = []
         for part in tokens.split(-(-tokens.shape[1] // parts), dim=1):
-            hidden, state = self._run(part, state)
+            hidden, state = self._run(part, state, depth)
             outputs.append(hidden)
         return torch.cat(outputs, dim=1), state
 
-    def _run(self, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    def _run(self, tokens: Tensor, state: MemoryState, depth: int) -> tuple[Tensor, MemoryState]:
         pieces = self._ring.plan(tokens, state)
         position = state.read("position")  # (B,)
         length = tokens.shape[1]
         positions = position[:, None] + torch.arange(length, device=tokens.device)
         cos, sin = self.weights.rotary.table(positions)
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
-        for index in range(self.config.num_layers):
+        for index in range(depth):
             layer = self.weights.layer(index)
             x = x + self._attention(index, layer, x, cos, sin, pieces, state)
             x = x + self._feed_forward(layer, x)

@@ -39,7 +39,8 @@ class Reader:
     def read(self, state: MemoryState, tokens: Sequence[int]) -> MemoryState:
         """Take tokens in; `state` is consumed."""
         for begin in range(0, len(tokens), CHUNK):
-            self.model.decoder(self._tensor(tokens[begin : begin + CHUNK])[None], state)
+            chunk = self._tensor(tokens[begin : begin + CHUNK])[None]
+            self.model.decoder.read_through(chunk, state, ahead=len(tokens) - begin - chunk.shape[1])
         return state
 
     @torch.inference_mode()

@@ -148,13 +148,13 @@ class Trials:
         begin = source.randrange(max(1, len(self.book) - length))
         hay = self.book[begin : begin + length]
         borders = self._borders(hay)
-        state, read = reader.empty(), 0
+        tokens: list[int] = []
+        done = 0
         for index, one in enumerate(hidden):
             place = borders[round((index + 0.5) / len(hidden) * (len(borders) - 1))]
-            state = reader.read(state, hay[read:place])
-            state = reader.read(state, self.tokenizer.encode(" " + one.sentence, start=False))
-            read = place
-        state = reader.read(state, hay[read:])
+            tokens += [*hay[done:place], *self.tokenizer.encode(" " + one.sentence, start=False)]
+            done = place
+        state = reader.read(reader.empty(), [*tokens, *hay[done:]])
         return [self._ask(task, reader, state, one) for one in asked]
 
     def _find(self, reader: Reader, task: str, hay: Sequence[int], trials: Iterable[Trial]) -> list[float]:
@@ -163,7 +163,7 @@ class Trials:
             state = reader.read(state, hay[read : trial.place])
             read = trial.place
             sentence = self.tokenizer.encode(_AROUND[task].format(trial.needle.sentence), start=False)
-            planted = reader.read(reader.read(state.clone(), sentence), hay[read:])
+            planted = reader.read(state.clone(), [*sentence, *hay[read:]])
             right.append(self._ask(task, reader, planted, trial.needle))
         return right
 

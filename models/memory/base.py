@@ -33,6 +33,10 @@ class LayeredConfig(MemoryConfig):
             raise ConfigError(f"layers must lie between 0 and {model.num_layers - 1}, not {list(layers)}")
         return {layer: index for index, layer in enumerate(layers)}
 
+    def depth(self, model: ModelConfig) -> int:
+        """Up to the last layer that has the memory."""
+        return max(self.memory_layers(model)) + 1
+
 
 @dataclass(frozen=True)
 class Evicted:

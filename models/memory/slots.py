@@ -58,6 +58,10 @@ class SlotsConfig(MemoryConfig):
         if not 0 <= self.reach <= min(self.window, self.segment):
             raise ConfigError(f"reach ({self.reach}) must lie between 0 and the segment ({self.segment})")
 
+    def depth(self, model: ModelConfig) -> int:
+        """Up to the last layer with slots, or the one that is listened to."""
+        return max(self.listens, *(layer for layer, _ in self.heads)) + 1
+
 
 class Slots(Memory):
     """See the top of this file."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from models.config import MemoryConfig
+from models.layers import Layer
 from models.memory.slots import SlotsConfig
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
+from tests.models.memories import infini_config
 from tests.models.references.slots import SlotsReference
 from tests.models.references.window import Reference
 from tests.models.sessions import (
@@ -110,6 +112,43 @@ def test_any_cutting_gives_the_same_session(checkpoint: Checkpoint, config: Memo
         assert greedy(decoder, state, 20) == continuation
 
     check()
+
+
+@pytest.mark.parametrize("begin", [0, 48, 70])
+@pytest.mark.parametrize(
+    ("config", "above"),
+    [
+        (window_config(), 0),
+        (infini_config(layers=(0, 2)), 1),
+        (slots_config(heads=((0, 1), (1, 0))), 2),
+        (slots_config(heads=((0, 1),), importance="learned", listens=2), 1),
+        (slots_config(), 0),
+    ],
+)
+def test_what_nothing_will_see_is_not_computed(
+    checkpoint: Checkpoint, config: MemoryConfig, above: int, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = build(checkpoint, config)
+    tokens = random_tokens(decoder, begin + 300, seed=FIRST_TEXT)
+    _, whole = read(decoder, tokens)
+    state = read(decoder, tokens[:begin])[1] if begin else decoder.empty_state()
+    computed: list[int] = []
+    layer = decoder.weights.layer
+
+    def counted(index: int) -> Layer:
+        computed.append(index)
+        return layer(index)
+
+    monkeypatch.setattr(decoder.weights, "layer", counted)
+    for at in range(begin, len(tokens), 30):
+        chunk = tokens[at : at + 30]
+        decoder.read_through(torch.tensor([chunk]), state, ahead=len(tokens) - at - len(chunk))
+    first = -(-max(0, config.ring - begin) // 30)
+    left_out = (300 - above * config.ring) // 30 - first if above else 0
+    assert computed.count(0) == 10
+    assert computed.count(decoder.config.num_layers - 1) == 10 - left_out
+    assert_same_state(whole, state)
+    assert greedy(decoder, state, 20) == greedy(decoder, whole, 20)
 
 
 @every_memory
