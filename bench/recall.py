@@ -95,7 +95,7 @@ QUICK = (
     Figures("slots", "passkey", 32_768, 1),
     Figures("infini", "passkey", 32_768, 1),
     Figures("window", "passkey", 4_096, 5),
-    Figures("slots", "needle", 32_768, 5),
+    Figures("slots", "needle", 32_768, 2),
     Figures("slots", "multikey", 16_384, 4),
     Figures("slots", "rewrite", 16_384, 4),
     *(Figures("slots", "facts", length, FACTS) for length in (4_096, 8_192, 32_768)),
