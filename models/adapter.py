@@ -67,6 +67,14 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error
 
 
+def stages_of(path: Path) -> list[dict[str, Any]]:
+    """How the adapter was made, one stage after the other, as far as it says so."""
+    with safe_open(path, framework="pt") as file:
+        made: dict[str, Any] = json.loads((file.metadata() or {}).get("made", "{}"))
+    stages: list[dict[str, Any]] = made.get("stages", [made] if made else [])
+    return stages
+
+
 def packaged_adapter(mechanism: str, model: str, options: Mapping[str, Any]) -> Path | None:
     """The adapter in the package for a mechanism and a model, by its fingerprint; None if there is none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,7 +87,7 @@ class Far:
     integers with `key_scale` and `value_scale` (B, r, C), and a grid for either if need be. `visible` (B, r, C) is False where
     nothing is stored; None means that all is visible. Keys carry no rotation: they lie at one fixed distance W. `query`
     (B, r, G, t, d) is what they are asked for, None: what queries at that distance are. `offset` (B, r, G, t), wide, is added to a
-    query's scaled far scores.
+    query's scaled far scores; `slope` (B, r, G, t), wide, times a key's `age` (B, C), wide, is taken from them.
     """
 
     heads: list[int]
@@ -99,6 +100,11 @@ class Far:
     value_grid: Grid | None = None
     query: Tensor | None = None
     offset: Tensor | None = None
+    slope: Tensor | None = None
+    age: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.slope is None) == (self.age is None), "a slope needs an order"
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
 
     Long queries never lay out their scores: near and far are two passes, joined by their log-sum-exp.
     """
-    if _fused(query, keys, values, far_query, far.keys, far.values, *([] if far.offset is None else [far.offset])):
+    learned = [tensor for tensor in (far.offset, far.slope) if tensor is not None]
+    if _fused(query, keys, values, far_query, far.keys, far.values, *learned):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
@@ -183,6 +190,8 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
         away = away + offset
     if far.offset is not None:
         away = away + far.offset.flatten(2, 3)[..., None] / scale
+    if far.slope is not None and far.age is not None:
+        away = away - far.slope.flatten(2, 3)[..., None] * far.age[:, None, None] / scale
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, :], -torch.inf)
     weight = torch.softmax(torch.cat((near, away), dim=-1) * scale, dim=-1)
@@ -225,6 +234,13 @@ def _attend_in_two_passes(
     if far.value_scale is not None:
         far_values = far_values * far.value_scale[..., None].to(query.dtype)
     asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
+    size = query.shape[-1]
+    if far.slope is not None and far.age is not None:
+        # Ages are one more dimension, and kernels want them in pairs.
+        slope = F.pad(-far.slope.flatten(2, 3)[..., None] * math.sqrt(size), (0, 1)).to(query.dtype)
+        age = F.pad(far.age[:, None, :, None], (0, 1)).to(query.dtype)
+        asking = torch.cat((asking, slope), dim=-1)
+        far_keys = torch.cat((far_keys, age.expand(-1, far_keys.shape[1], -1, -1)), dim=-1)
     away, far_mass = _flash(asking, far_keys, far_values, far_bias)
     if offset is not None:
         far_mass = far_mass + offset[..., 0] * query.shape[-1] ** -0.5
@@ -254,11 +270,16 @@ def _off_grid(found: Tensor, share: Tensor, grid: Grid | None) -> Tensor:
 
 
 def _flash(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention and the log-sum-exp of its scores, (B, r, Q, d) and (B, r, Q) wide."""
+    """Attention and the log-sum-exp of its scores, (B, r, Q, d) and (B, r, Q) wide, for values of d dimensions.
+
+    Queries and keys may have more; scores are scaled by 1/√d all the same.
+    """
     if native.suits(query, keys, values, bias):
         found: tuple[Tensor, Tensor] = native.attend(query, keys, values, bias)
         return found
     # The public function keeps the log-sum-exp to itself; this is what it calls.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, mass = kernel(query, keys, values, attn_mask=bias)
-    return out, mass
+    size = values.shape[-1]
+    padded = F.pad(values, (0, keys.shape[-1] - size))
+    out, mass = kernel(query, keys, padded, attn_mask=bias, scale=size**-0.5)
+    return out[..., :size], mass

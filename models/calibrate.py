@@ -23,13 +23,13 @@ from torch import Tensor
 
 from models.adapt.foretell import fit, watch_answers
 from models.adapt.sharpen import Progress, sharpen
-from models.adapter import save_adapter
+from models.adapter import adapter_options, resume_adapter, save_adapter, stages_of
 from models.attention import attend
 from models.calibration import Calibration
 from models.config import MemoryConfig, ModelConfig
-from models.errors import ModelsError
+from models.errors import ConfigError, ModelsError
 from models.lessons import lesson
-from models.load import assemble, weights_of
+from models.load import assemble, memory_config, weights_of
 from models.memory.importance import Learned
 from models.memory.ring import Piece
 from models.memory.slots import Slots, SlotsConfig
@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16, help="how many key/value heads keep slots (default 16)")
     parser.add_argument("--probes", type=int, default=32, help="how many needles to hide (default 32)")
     parser.add_argument("--adapter", type=Path, help="also learn what to keep, and write it to this file")
+    parser.add_argument(
+        "--start", type=Path, help="an adapter of slots: its heads keep what they keep and look on from there"
+    )
     parser.add_argument("--stretches", type=int, default=96, help="stretches of the book that are asked about")
     parser.add_argument("--steps", type=int, default=150, help="steps in which looking far away is learned")
     parser.add_argument("--text-weight", type=float, default=5.0, help="what plain text counts beside answers then")
@@ -136,11 +139,23 @@ def calibrate(options: argparse.Namespace) -> None:
     """Measure, write the file, and say which heads were found; then teach them, if that is wanted."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.start is not None and options.adapter is None:
+        raise ConfigError("--start begins with an adapter: say with --adapter where the new one goes")
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16, say=_say)
     if options.book is None:
         haystack, book = prose(random.Random(options.seed), 120_000), "generated prose"
     else:
         haystack, book = options.book.read_text(encoding="utf-8"), options.book.name
+    if options.start is not None:
+        teach_slots(checkpoint, haystack, None, options)
+        return
+    calibration = find_heads(checkpoint, haystack, book, options)
+    if options.adapter is not None:
+        teach_slots(checkpoint, haystack, calibration, options)
+
+
+def find_heads(checkpoint: Checkpoint, haystack: str, book: str, options: argparse.Namespace) -> Calibration:
+    """Score all heads, and write down which are chosen."""
     scores = retrieval_scores(checkpoint, haystack, options.probes, options.seed, _say)
     order = scores.flatten().argsort(descending=True).tolist()
     kv_heads = scores.shape[1]
@@ -158,25 +173,19 @@ def calibrate(options: argparse.Namespace) -> None:
     calibration.write(out)
     best = ", ".join(f"{layer}.{head} {score:.2f}" for layer, head, score in ranked[:keep])
     print(f"retrieval heads (layer.head mass): {best}\nwrote {out}")
-    if options.adapter is not None:
-        teach_slots(checkpoint, haystack, calibration, options)
+    return calibration
 
 
-def teach_slots(checkpoint: Checkpoint, haystack: str, calibration: Calibration, options: argparse.Namespace) -> None:
-    """What the chosen heads keep, and how they look for it, as an adapter of `slots`."""
+def teach_slots(
+    checkpoint: Checkpoint, haystack: str, calibration: Calibration | None, options: argparse.Namespace
+) -> None:
+    """What the chosen heads keep, and how they look for it, as an adapter of `slots`; without a calibration, from another one."""
     began = time.monotonic()
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     book = tokenizer.encode(haystack)
-    heads = tuple(sorted(calibration.chosen))
-    listens = checkpoint.config.num_layers * 2 // 3
-    attention = watch_answers(checkpoint, book, heads, listens, options.stretches, options.seed, _say)
-    loaded = assemble(checkpoint, SlotsConfig(heads=heads, importance="learned", listens=listens), "slots")
-    memory = loaded.decoder.memory
-    assert isinstance(memory, Slots)
-    assert isinstance(memory.importance, Learned)
-    kept = fit(attention, memory.importance, options.seed)
-    _say(
-        f"{attention.right:.0%} of questions were answered right; a tenth of the tokens keeps {kept:.0%} of the attention"
+    begun = calibration is None
+    decoder = (
+        _begun(checkpoint, options.start) if calibration is None else _listening(checkpoint, book, calibration, options)
     )
     weight, curve = options.text_weight, options.adapter.with_suffix(".csv")
     with curve.open("w", newline="", encoding="utf-8") as file:
@@ -185,17 +194,53 @@ def teach_slots(checkpoint: Checkpoint, haystack: str, calibration: Calibration,
 
         def note(progress: Progress) -> None:
             lines.writerow((progress.step, f"{progress.sure:.3f}", f"{progress.nats:.4f}", f"{progress.seconds:.0f}"))
+            file.flush()
             _say(f"step {progress.step}: {progress.sure:.0%} of answers sure, {progress.nats:.3f} nats of text")
 
-        sharpen(loaded.decoder, tokenizer, book, steps=options.steps, text_weight=weight, seed=options.seed, say=note)
+        sharpen(
+            decoder,
+            tokenizer,
+            book,
+            steps=options.steps,
+            text_weight=weight,
+            seed=options.seed,
+            begun=begun,
+            say=note,
+        )
     stage = {
         "command": shlex.join(("palimpsest-server", "calibrate", *sys.argv[1:])),
         "seed": options.seed,
         "seconds": round(time.monotonic() - began),
         "torch": torch.__version__.split("+")[0],
     }
-    save_adapter(options.adapter, loaded.decoder, "slots", checkpoint.fingerprint, {"stages": [stage]})
+    stages = stages_of(options.start) if begun else []
+    save_adapter(options.adapter, decoder, "slots", checkpoint.fingerprint, {"stages": [*stages, stage]})
     print(f"wrote {options.adapter} and {curve}")
+
+
+def _begun(checkpoint: Checkpoint, start: Path) -> Decoder:
+    """With what an adapter has learned."""
+    learned = adapter_options(start, "slots", checkpoint.fingerprint)
+    decoder = assemble(checkpoint, memory_config(checkpoint, "slots", learned), "slots").decoder
+    resume_adapter(start, decoder)
+    return decoder
+
+
+def _listening(
+    checkpoint: Checkpoint, book: Sequence[int], calibration: Calibration, options: argparse.Namespace
+) -> Decoder:
+    """With heads that have learned what to keep, and look as they always did."""
+    heads = tuple(sorted(calibration.chosen))
+    listens = checkpoint.config.num_layers * 2 // 3
+    attention = watch_answers(checkpoint, book, heads, listens, options.stretches, options.seed, _say)
+    decoder = assemble(checkpoint, SlotsConfig(heads=heads, importance="learned", listens=listens), "slots").decoder
+    assert isinstance(decoder.memory, Slots)
+    assert isinstance(decoder.memory.importance, Learned)
+    kept = fit(attention, decoder.memory.importance, options.seed)
+    _say(
+        f"{attention.right:.0%} of questions were answered right; a tenth of the tokens keeps {kept:.0%} of the attention"
+    )
+    return decoder
 
 
 def _say(message: str) -> None:

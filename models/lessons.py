@@ -7,9 +7,10 @@ one sentence reads.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from models.probes import Needle, Template, needle
+from models.probes import Needle, Template, needle, owner_of
 
 _NAMES = (
     "Albert Barbara Charles Daphne Edmund Frances Gregory Harriet Isaac Julia Kenneth Louisa Martin Nancy Oliver Pauline Ralph "
@@ -194,35 +195,57 @@ _NEEDLES = 0.12
 """The share of seven-digit needles among lessons: numbers and names use overlapping, not equal, heads."""
 
 
-def lesson(source: random.Random, taken: Collection[str] = ()) -> Needle:
+@dataclass(frozen=True)
+class Lesson(Needle):
+    """A needle, and what its answer was chosen from: empty for a number."""
+
+    values: Sequence[str] = ()
+
+
+def lesson(source: random.Random, taken: Collection[str] = ()) -> Lesson:
     """A fact, or now and then a needle, of somebody who is not among those `taken`."""
     owner = source.choice([name for name in _NAMES if name not in taken])
     if source.random() < _NEEDLES:
-        return needle(source, owner)
+        return _number(source, owner)
     chosen = source.choice(LESSONS)
-    value = source.choice([value for value in chosen.values if value != owner])
-    return Needle(chosen.sentence.format(name=owner, value=value), chosen.cue.format(name=owner), f" {value}")
+    values = [value for value in chosen.values if value != owner]
+    value = source.choice(values)
+    sentence, cue = chosen.sentence.format(name=owner, value=value), chosen.cue.format(name=owner)
+    return Lesson(sentence, cue, f" {value}", values)
 
 
-def lessons(source: random.Random, count: int, numbers: int = 0) -> list[Needle]:
+def lessons(source: random.Random, count: int, numbers: int = 0) -> list[Lesson]:
     """Lessons, and `numbers` seven-digit needles behind these `count` others.
 
     The needles are of different people, and so are the others as long as there are people. Nobody is told of twice in the same
     words.
     """
-    needles = [needle(source, name) for name in source.sample(_NAMES, numbers)]
-    told = {_wording(one) for one in needles}
+    needles = [_number(source, name) for name in source.sample(_NAMES, numbers)]
+    told = {wording(one) for one in needles}
     people: list[str] = []
-    taught: list[Needle] = []
+    taught: list[Lesson] = []
     while len(taught) < count:
         people = people or source.sample(_NAMES, len(_NAMES))
         one = lesson(source, set(_NAMES) - {people.pop()})
-        if _wording(one) not in told:
-            told.add(_wording(one))
+        if wording(one) not in told:
+            told.add(wording(one))
             taught.append(one)
     return taught + needles
 
 
-def _wording(one: Needle) -> str:
+def said_anew(source: random.Random, one: Lesson) -> Lesson:
+    """The same wording of the same person with another value."""
+    if not one.values:
+        return _number(source, owner_of(one))
+    answer = " " + source.choice([value for value in one.values if f" {value}" != one.answer])
+    return Lesson(answer.join(one.sentence.rsplit(one.answer, 1)), one.question, answer, one.values)
+
+
+def wording(one: Needle) -> str:
     """A sentence without what it tells."""
     return one.sentence.replace(one.answer, "", 1)
+
+
+def _number(source: random.Random, owner: str) -> Lesson:
+    hidden = needle(source, owner)
+    return Lesson(hidden.sentence, hidden.question, hidden.answer)

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.adapt.foretell import hide, question
 from models.attention import Asked, Before, Beside, Far
 from models.errors import ConfigError
-from models.lessons import lessons
+from models.lessons import lessons, said_anew, wording
 from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots
 from models.probes import Needle, passkey, passkey_haystack
@@ -32,15 +32,19 @@ STREAMS = 4
 """Stretches of the book with facts in them, read from end to end."""
 PLACES = (1536, 3072, 4608, 6144, 9216, 12_288, 18_432, 24_576)
 """Tokens after which the session of a stretch is taken down: what was said so far is asked for there, and its text goes on."""
-REPEATS = (80, 200, 200, 400, 800)
+REPEATS = (80, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
-FACTS = 120
-NEEDLES = 24
-"""Facts in plain words, and numbers, in each stretch."""
+BEHIND = (0, 1, 4, 12, 40, 200)
+"""Repetitions behind a key, for each of those: with few it is still in the ring, and what the slots hold must not outweigh it."""
+FACTS = 82
+NEEDLES = 32
+ANEW = 30
+"""Facts in plain words, and numbers, in each stretch, and how many of them are said anew."""
 QUESTIONS = 16
 """How many of them are asked for in one step."""
+LEAD = 512
 TEXT = 192
-"""Tokens of plain text in one step."""
+"""Tokens of plain text in one step, behind up to LEAD others: what comes again and again would be learned by heart."""
 _NUMBER_RATE = 0.05
 _MATRIX_RATE = 0.005
 """Learning rates of single numbers by head, and of vectors and matrices: at .02 the latter cost text more than they found."""
@@ -48,19 +52,23 @@ _BEGIN = (1.3, -2.0)
 """Sharpness and offset before the first step: a common pair that finds facts at 4,096 tokens and costs text little."""
 _TRAIL = 0.04
 """What the keys before a key weigh at first: at .2 all that the heads had been finding was lost."""
-_WEIGHTY = 3
-"""Answers from which a step weighs fully: one passkey must not weigh as much as a whole session of facts."""
+_PASSKEY = 0.1
+"""What a step's passkey counts beside the facts of a whole session."""
+_BEGUN = 0.4
+"""How much slower a look goes on learning that begins with an adapter."""
+_FILLED = 4
+"""How many of the sessions of filler go on as texts do."""
 _LIKELIER = math.log(2)
 """Nats of a token that is as likely as all others together."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A state that has read a text, what that said, and how it goes on; None: as the book does, anywhere."""
+    """A state that has read a text, what that said, and how it goes on: LEAD + TEXT + 1 tokens."""
 
     state: MemoryState
     facts: Sequence[Needle]
-    after: Sequence[int] | None
+    after: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -117,34 +125,48 @@ def sharpen(
     steps: int,
     text_weight: float,
     seed: int,
+    begun: bool = False,
     say: Callable[[Progress], None],
 ) -> None:
     """Teach the look of the decoder's slots in place; `say` hears of every tenth step.
 
-    A step takes some of what one session can be asked for, and how the text of one goes on. `text_weight` is what a nat of text
-    counts beside one of an answer. Raises `ConfigError` for a book that is too short.
+    A step takes some of what one session can be asked for, a passkey, and how the text of a session goes on. `text_weight` is what
+    a nat of text counts beside one of an answer. A look that has `begun` goes on from where it is. Raises `ConfigError` for a book
+    that is too short.
     """
     memory = decoder.memory
     assert isinstance(memory, Slots)
     look = memory.look
     assert look is not None
     decoder = Decoder(decoder.weights, Taught(memory, decoder))
-    needed = PLACES[-1] + TEXT + 2
+    needed = PLACES[-1] + LEAD + TEXT + 2
     if len(book) < needed:
         raise ConfigError(f"the book has {len(book)} tokens; at least {needed} are needed: give a longer one")
     source, began = random.Random(seed), time.monotonic()
-    with torch.no_grad():
-        look.sharpness.fill_(_BEGIN[0])
-        look.offset.fill_(_BEGIN[1])
-    sessions = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
-    sessions += [_passkey(decoder, tokenizer, repeats, source) for repeats in REPEATS]
-    with torch.no_grad():
-        look.centre.copy_(_centre(sessions[: STREAMS * len(PLACES)]))
-        look.key_trail.fill_(_TRAIL)
+    if not begun:
+        with torch.no_grad():
+            look.sharpness.fill_(_BEGIN[0])
+            look.offset.fill_(_BEGIN[1])
+    streams = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
+    passkeys = [session for repeats in REPEATS for session in _passkeys(decoder, tokenizer, book, repeats, source)]
+    if not begun:
+        with torch.no_grad():
+            look.centre.copy_(_centre(streams))
+            look.key_trail.fill_(_TRAIL)
     look.requires_grad_(True)
-    matrices = [look.eagerness, look.down, look.up, look.centre, look.key_trail, look.query_trail, look.gain]
+    matrices = [
+        look.eagerness,
+        look.down,
+        look.up,
+        look.centre,
+        look.key_trail,
+        look.query_trail,
+        look.gain,
+        look.slope,
+    ]
+    numbers, pace = [look.sharpness, look.offset, look.steepness], _BEGUN if begun else 1.0
     optimizer = torch.optim.Adam(
-        [{"params": [look.sharpness, look.offset], "lr": _NUMBER_RATE}, {"params": matrices, "lr": _MATRIX_RATE}],
+        [{"params": numbers, "lr": pace * _NUMBER_RATE}, {"params": matrices, "lr": pace * _MATRIX_RATE}],
         betas=(0.9, 0.98),
     )
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
@@ -153,21 +175,23 @@ def sharpen(
     sure: list[bool] = []
     nats: list[float] = []
     for step in range(1, steps + 1):
-        asking = asking or [session for session in source.sample(sessions, len(sessions)) if session.facts]
+        asking = asking or [session for session in source.sample(streams, len(streams)) if session.facts]
         session = asking.pop()
         asked = source.sample(session.facts, min(QUESTIONS, len(session.facts)))
         answers = _answers(decoder, tokenizer, session, asked)
-        weight = min(1.0, len(answers) / _WEIGHTY)
-        (weight * torch.stack([answer.mean() for answer in answers]).mean()).backward()
-        reading = reading or source.sample(sessions, len(sessions))
-        session = reading.pop()
-        after = session.after or _stretch(book, TEXT + 1, source)
-        [text] = _losses(decoder, session.state, [after[:-1]], [after[1:]])
+        torch.stack([answer.mean() for answer in answers]).mean().backward()
+        filled = source.choice(passkeys)
+        [answer] = _answers(decoder, tokenizer, filled, filled.facts)
+        (_PASSKEY * answer.mean()).backward()
+        if not reading:
+            reading = [*streams, *source.sample(passkeys, min(_FILLED, len(passkeys)))]
+            source.shuffle(reading)
+        text = _text(decoder, reading.pop(), source)
         (text_weight * text.mean()).backward()
         optimizer.step()
         falling.step()
         optimizer.zero_grad()
-        sure += [float(answer.detach().max()) < _LIKELIER for answer in answers]
+        sure += [float(one.detach().max()) < _LIKELIER for one in answers]
         nats.append(float(text.detach().mean()))
         if step % 10 == 0:
             say(Progress(step, sum(sure) / len(sure), sum(nats) / len(nats), time.monotonic() - began))
@@ -185,37 +209,50 @@ def _centre(sessions: Sequence[Session]) -> Tensor:
 
 
 def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: random.Random) -> list[Session]:
-    """The sessions of a stretch of the book with facts in it."""
+    """The sessions of a stretch of the book with facts in it. Of what was said anew the newest counts."""
     facts = lessons(source, FACTS, NEEDLES)
+    facts += [said_anew(source, fact) for fact in source.sample(facts, ANEW)]
     source.shuffle(facts)
-    length = PLACES[-1] + TEXT + 1
+    length = PLACES[-1] + LEAD + TEXT + 1
     tokens, ends = hide(tokenizer, book, [fact.sentence for fact in facts], length, source)
     state, sessions = decoder.empty_state(), []
     for begin, end in pairwise((0, *PLACES)):
         _read(decoder, tokens[begin:end], state)
-        said = [fact for fact, place in zip(facts, ends, strict=True) if place <= end]
-        sessions.append(Session(state.clone(), said, tokens[end : end + TEXT + 1]))
+        said = {wording(fact): fact for fact, place in zip(facts, ends, strict=True) if place <= end}
+        sessions.append(Session(state.clone(), list(said.values()), tokens[end : end + LEAD + TEXT + 1]))
     return sessions
 
 
-def _passkey(decoder: Decoder, tokenizer: Tokenizer, repeats: int, source: random.Random) -> Session:
-    """A passkey anywhere in its filler."""
-    key, before = passkey(source), source.randrange(repeats)
-    filler = passkey_haystack(repeats - before).partition("\n")[2]
-    state = decoder.empty_state()
-    _read(decoder, tokenizer.encode(f"{passkey_haystack(before)}\n{key.sentence}\n{filler}"), state)
-    return Session(state, [key], None)
-
-
-def _stretch(book: Sequence[int], length: int, source: random.Random) -> Sequence[int]:
-    begin = source.randrange(len(book) - length + 1)
-    return book[begin : begin + length]
+def _passkeys(
+    decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], repeats: int, source: random.Random
+) -> list[Session]:
+    """Passkeys behind so much filler and before more or less of it; then comes the book, from anywhere."""
+    state, sessions = decoder.empty_state(), []
+    _read(decoder, tokenizer.encode(passkey_haystack(repeats)), state)
+    for behind in BEHIND:
+        key, filled = passkey(source), state.clone()
+        filler = passkey_haystack(behind).partition("\n")[2]
+        _read(decoder, tokenizer.encode(f"\n{key.sentence}\n{filler}", start=False), filled)
+        begin = source.randrange(len(book) - LEAD - TEXT)
+        sessions.append(Session(filled, [key], book[begin : begin + LEAD + TEXT + 1]))
+    return sessions
 
 
 @torch.no_grad()
 def _read(decoder: Decoder, tokens: Sequence[int], state: MemoryState) -> None:
     for read in torch.tensor([tokens], device=decoder.device).split(384, dim=1):
         decoder(read, state)
+
+
+def _text(decoder: Decoder, session: Session, source: random.Random) -> Tensor:
+    """Nats of TEXT tokens of how a session goes on, from anywhere near."""
+    lead = source.randrange(LEAD + 1)
+    state = session.state.clone()
+    if lead:
+        _read(decoder, session.after[:lead], state)
+    text = session.after[lead : lead + TEXT + 1]
+    [losses] = _losses(decoder, state, [text[:-1]], [text[1:]])
+    return losses
 
 
 def _answers(decoder: Decoder, tokenizer: Tokenizer, session: Session, facts: Sequence[Needle]) -> list[Tensor]:

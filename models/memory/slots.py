@@ -140,11 +140,12 @@ class Slots(Memory):
         if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
             return None
         heads, used = self._range[layer], slice(0, max(filled))
-        query, offset = None, None
+        query, offset, slope, age = None, None, None, None
         if self.look is not None:
             assert asked.recent is not None
             before = asked.recent().of(self._heads[layer]).before(TRAIL)
-            query, offset = self.look(asked.far[:, self._heads[layer]], before, heads)
+            query, offset, slope = self.look(asked.far[:, self._heads[layer]], before, heads)
+            age = self._ages(filled, query.device)
         alike = min(filled) == max(filled)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
@@ -156,9 +157,17 @@ class Slots(Memory):
             value_scale=state.read("slot_value_scale", heads, used).to(self._wide) if self._quantized else None,
             query=query,
             offset=offset,
+            slope=slope,
+            age=age,
             key_grid=_grid(state.read("key_grid", heads)) if self._packed else None,
             value_grid=_grid(state.read("value_grid", heads)) if self._packed else None,
         )
+
+    def _ages(self, filled: list[int], device: torch.device) -> Tensor:
+        """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""
+        count = torch.tensor(filled, dtype=self._wide, device=device)[:, None]
+        place = torch.arange(1, max(filled) + 1, device=device)
+        return (count - place) / count.clamp_min(1)
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Score the evicted tokens, then keep the C most important of old and new, in the order of the text."""

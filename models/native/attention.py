@@ -22,7 +22,8 @@ def suits(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = Non
     tensors = [query, keys, values, *([] if bias is None else [bias])]
     return (
         available(query.device, query.dtype)
-        and query.shape[-1] % 64 == 0
+        and values.shape[-1] % 64 == 0
+        and query.shape[-1] % 2 == 0
         and all(tensor.dtype == torch.bfloat16 and tensor.stride(-1) == 1 for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     )
@@ -30,24 +31,25 @@ def suits(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = Non
 
 @operators.custom_op("palimpsest::attend", mutates_args=(), device_types="cpu")
 def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention of query (B, r, Q, d) over keys and values (B, r, N, d), and the log-sum-exp of its scores (B, r, Q), float32.
+    """Attention of query (B, r, Q, k) over keys (B, r, N, k) and values (B, r, N, d): (B, r, Q, d), and the log-sum-exp of its
+    scores (B, r, Q), float32.
 
     Scores are scaled by 1/√d. `bias`, which broadcasts to (B, r, Q, N), is added to them. A query that sees nothing gets zeros, and
     -inf as its log-sum-exp. Only for what it `suits`. Products and sums are float32; weights are rounded to bfloat16 before they
     meet the values, as in torch's kernel.
     """
-    batch, heads, rows, size = query.shape
-    count = keys.shape[2]
+    batch, heads, rows, depth = query.shape
+    count, size = values.shape[2:]
     query = query.contiguous()
     if bias is not None:
         bias = bias.expand(batch, heads, rows, count)
-    out = torch.empty_like(query)
+    out = query.new_empty((batch, heads, rows, size))
     mass = torch.empty(query.shape[:-1], dtype=torch.float32)
     loaded = compiled()
     assert loaded is not None
     loaded.palimpsest_attend(
         *map(_address, (query, keys, values, bias)),
-        *map(ctypes.c_int64, (batch, heads, rows, count, size)),
+        *map(ctypes.c_int64, (batch, heads, rows, count, depth, size)),
         *map(_strides, (keys, values, bias)),
         ctypes.c_float(1 / math.sqrt(size)),
         *map(_address, (out, mass)),
@@ -58,8 +60,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> 
 
 @attend.register_fake
 def _(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    shape = query.shape
-    return query.new_empty(shape), query.new_empty(shape[:-1], dtype=torch.float32)
+    shape = query.shape[:-1]
+    return query.new_empty((*shape, values.shape[-1])), query.new_empty(shape, dtype=torch.float32)
 
 
 def _address(tensor: Tensor | None) -> ctypes.c_void_p:

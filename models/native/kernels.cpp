@@ -30,11 +30,12 @@ struct Matrix {
   int64_t row;
 };
 
-// What all rows of one head's queries share. Keys are packed as [d / 2][width] and values as [width / 2][d] pairs of bfloat16, the
-// operands of the dot product instruction; behind `count` they are zero.
+// What all rows of one head's queries share. Keys are packed as [depth / 2][width] and values as [width / 2][size] pairs of bfloat16,
+// the operands of the dot product instruction; behind `count` they are zero.
 struct Head {
   const uint32_t* keys;
   const uint32_t* values;
+  int64_t depth;
   int64_t size;
   int64_t count;
   int64_t width;
@@ -119,7 +120,7 @@ NATIVE void attend_rows(const uint16_t* query, Matrix bias, const Head& head, fl
                         float* mass) {
   for (int64_t n = 0; n < head.width; n += kTile) {
     __m512 sums[R][4];
-    multiply<R>((const uint32_t*)query, head.size / 2, head.keys + n, head.width, head.size / 2, sums);
+    multiply<R>((const uint32_t*)query, head.depth / 2, head.keys + n, head.width, head.depth / 2, sums);
     for (int r = 0; r < R; ++r) {
       for (int c = 0; c < 4; ++c) _mm512_storeu_ps(scores + r * head.width + n + 16 * c, sums[r][c]);
     }
@@ -151,9 +152,9 @@ NATIVE void attend_rows(const uint16_t* query, Matrix bias, const Head& head, fl
   }
 }
 
-void pack_keys(Matrix keys, int64_t size, int64_t count, int64_t width, uint32_t* packed) {
+void pack_keys(Matrix keys, int64_t depth, int64_t count, int64_t width, uint32_t* packed) {
   for (int64_t begin = 0; begin < width; begin += 16) {  // a cache line of what is written
-    for (int64_t p = 0; p < size / 2; ++p) {
+    for (int64_t p = 0; p < depth / 2; ++p) {
       for (int64_t n = begin; n < begin + 16; ++n) {
         uint32_t pair = 0;
         if (n < count) std::memcpy(&pair, keys.data + n * keys.row + 2 * p, sizeof pair);
@@ -182,18 +183,18 @@ extern "C" int palimpsest_supported() {
 
 // See models/native/attention.py. Strides are in elements: batch, head, row. `query`, `out` and `mass` have no gaps; a bias may be null.
 extern "C" void palimpsest_attend(const uint16_t* query, const uint16_t* keys, const uint16_t* values, const uint16_t* bias,
-                                  int64_t batch, int64_t heads, int64_t rows, int64_t count, int64_t size,
+                                  int64_t batch, int64_t heads, int64_t rows, int64_t count, int64_t depth, int64_t size,
                                   const int64_t* key_strides, const int64_t* value_strides, const int64_t* bias_strides, float scale,
                                   uint16_t* out, float* mass, int32_t threads) {
   const int64_t width = (count + kTile - 1) / kTile * kTile;
   const int64_t blocks = (rows + kRows - 1) / kRows;
-  std::vector<uint32_t> packed_keys(size / 2 * width), packed_values(width / 2 * size);
+  std::vector<uint32_t> packed_keys(depth / 2 * width), packed_values(width / 2 * size);
   for (int64_t pair = 0; pair < batch * heads; ++pair) {
     const int64_t b = pair / heads, h = pair % heads;
-    pack_keys({keys + b * key_strides[0] + h * key_strides[1], key_strides[2]}, size, count, width, packed_keys.data());
+    pack_keys({keys + b * key_strides[0] + h * key_strides[1], key_strides[2]}, depth, count, width, packed_keys.data());
     pack_values({values + b * value_strides[0] + h * value_strides[1], value_strides[2]}, size, count, width, packed_values.data());
-    const Head head{packed_keys.data(), packed_values.data(), size, count, width, scale};
-    const uint16_t* queries = query + pair * rows * size;
+    const Head head{packed_keys.data(), packed_values.data(), depth, size, count, width, scale};
+    const uint16_t* queries = query + pair * rows * depth;
     const uint16_t* biases = bias == nullptr ? nullptr : bias + b * bias_strides[0] + h * bias_strides[1];
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -202,7 +203,7 @@ extern "C" void palimpsest_attend(const uint16_t* query, const uint16_t* keys, c
 #pragma omp for schedule(static)
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = block * kRows;
-        const uint16_t* q = queries + first * size;
+        const uint16_t* q = queries + first * depth;
         const Matrix row{biases == nullptr ? nullptr : biases + first * bias_strides[2], bias_strides[2]};
         uint16_t* o = out + (pair * rows + first) * size;
         float* m = mass + pair * rows + first;

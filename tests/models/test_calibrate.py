@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from models.calibrate import LENGTH, ProbedDecoder
+from models.adapt import sharpen
+from models.adapter import save_adapter, stages_of
+from models.calibrate import LENGTH, ProbedDecoder, main
 from models.calibration import read_calibration
 from models.config import MemoryConfig
 from models.load import Offer, load_model, load_offers, weights_of
@@ -17,6 +21,7 @@ from models.memory.slots import SlotsConfig
 from models.memory.window import Window
 from models.transformer import Decoder
 from models.weights.checkpoint import Checkpoint, load_checkpoint
+from tests.models.sessions import open_memory
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +97,35 @@ def test_a_book_that_is_too_short_is_refused(tiny_model: Path, tmp_path: Path) -
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_teaches_slots_what_to_keep(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little to learn from."""
+    few = {
+        "STREAMS": 1,
+        "PLACES": (500, 900),
+        "LEAD": 40,
+        "FACTS": 5,
+        "NEEDLES": 2,
+        "ANEW": 2,
+        "REPEATS": (6,),
+        "BEHIND": (0, 2),
+    }
+    for name, value in few.items():
+        monkeypatch.setattr(sharpen, name, value)
+
+
+def calibrated(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
+    main()
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_teaches_slots_what_to_keep(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, adapter = tmp_path / "heads.json", tmp_path / "slots.safetensors"
-    command = [sys.executable, "-m", "models.calibrate", str(tiny_model), "--out", str(out), "--adapter", str(adapter)]
-    command += ["--probes", "1", "--heads", "3", "--stretches", "2", "--steps", "10"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+    few = ("--probes", 1, "--heads", 3, "--stretches", 2, "--steps", 10)
+    calibrated(monkeypatch, tiny_model, "--out", out, "--adapter", adapter, *few)
     assert adapter.with_suffix(".csv").read_text(encoding="utf-8").startswith("step,sure,nats,seconds\n10,")
     [model] = load_offers([Offer(str(tiny_model), "slots", {"slots": 8}, adapter=adapter)]).values()
     config = model.decoder.memory.config
@@ -105,3 +133,26 @@ def test_the_command_teaches_slots_what_to_keep(tiny_model: Path, tmp_path: Path
     assert (config.importance, config.slots) == ("learned", 8)
     assert config.heads == tuple(sorted(read_calibration(out.read_text(encoding="utf-8"), out.name).chosen))
     assert any(bool(parameter.any()) for parameter in model.decoder.memory.parameters())
+    assert len(stages_of(adapter)) == 1
+
+
+@pytest.mark.usefixtures("short")
+def test_the_command_goes_on_from_an_adapter(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"importance": "learned", "listens": 1, "heads": ((0, 1), (1, 0))}
+    [taught] = load_offers([Offer(str(tiny_model), "slots", options)]).values()
+    open_memory(taught.decoder.memory)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    made = {"command": "the first", "seed": 0}
+    save_adapter(first, taught.decoder, "slots", load_checkpoint(str(tiny_model)).fingerprint, {"stages": [made]})
+    calibrated(monkeypatch, tiny_model, "--start", first, "--steps", 1, "--adapter", second)
+    assert not list(tmp_path.glob("*.json")), "its heads are known"
+    assert [one["command"] for one in stages_of(second)] == ["the first", ANY]
+    before, after = load_file(first), load_file(second)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == name.startswith("memory.importance."), name
+    with pytest.raises(SystemExit, match="--adapter"):
+        calibrated(monkeypatch, tiny_model, "--start", first)

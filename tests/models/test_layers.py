@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ def plain(query: Tensor, far_query: Tensor, keys: Tensor, values: Tensor, mask: 
     near, away = near / math.sqrt(query.shape[-1]), away / math.sqrt(query.shape[-1])
     if far.offset is not None:
         away = away + far.offset[..., None]
+    if far.slope is not None and far.age is not None:
+        away = away - far.slope[..., None] * far.age[:, None, None, None]
     if far.visible is not None:
         away = away.masked_fill(~far.visible[:, :, None, None], -torch.inf)
     weight = torch.cat((near, away), dim=-1).softmax(-1)
@@ -58,8 +61,10 @@ def test_near_and_far_share_one_softmax(length: int, stored: str, quantized: boo
     if quantized:
         far_keys, far_values = (far_keys * 40).round().to(torch.int8), (far_values * 40).round().to(torch.int8)
     key_scale, value_scale = scales
-    offset = random(BATCH, HEADS, GROUPS, length, seed=11) if looked else None
-    far = Far([0, 1], far_keys, far_values, visible, key_scale, value_scale, offset=offset)
+    far = Far([0, 1], far_keys, far_values, visible, key_scale, value_scale)
+    if looked:
+        offset, slope = (random(BATCH, HEADS, GROUPS, length, seed=seed) for seed in (11, 12))
+        far = replace(far, offset=offset, slope=3 * slope, age=random(BATCH, far_keys.shape[2], seed=13).abs())
     out = attend_jointly(query, keys, values, as_bias(mask), far_query, far)
     torch.testing.assert_close(out.double(), plain(query, far_query, keys, values, mask, far), rtol=0, atol=1e-5)
 
@@ -74,6 +79,7 @@ def test_in_bfloat16_they_share_it_too(length: int, some: bool) -> None:
     mask[..., 30:50] = False
     visible = random(2, 2, 70, seed=9) > 0 if some else None
     far = Far([0, 1], far_keys, far_values, visible, offset=random(2, 2, 3, length, seed=7))
+    far = replace(far, slope=3 * random(2, 2, 3, length, seed=8), age=torch.linspace(1, 0, 70).expand(2, -1))
     bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).expand(-1, -1, 3, -1, -1).flatten(2, 3)
     out = attend_jointly(query, keys, values, bias.bfloat16(), far_query, far)
     expected = plain(query, far_query, keys, values, mask, far)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from models.lessons import LESSONS, lesson, lessons
+from models.lessons import LESSONS, lesson, lessons, said_anew, wording
 from models.probes import FACTS
 
 
@@ -41,9 +41,19 @@ def test_lessons_of_one_text_are_about_different_people() -> None:
 def test_more_lessons_than_people_tell_nobody_the_same_twice() -> None:
     drawn = lessons(random.Random(2), 120, 24)
     assert len(drawn) == 144
-    assert len({one.sentence.replace(one.answer, "", 1) for one in drawn}) == 144
+    assert len({wording(one) for one in drawn}) == 144
     assert all(one.answer.strip().isdigit() for one in drawn[-24:])
 
 
 def test_the_same_seed_draws_the_same() -> None:
     assert lessons(random.Random(5), 6) == lessons(random.Random(5), 6)
+
+
+def test_what_is_said_anew_has_another_value_and_the_same_words() -> None:
+    source = random.Random(3)
+    for one in lessons(source, 200, 20):
+        newer = said_anew(source, one)
+        assert newer.answer != one.answer
+        assert newer.question == one.question
+        assert wording(newer) == wording(one)
+        assert newer.sentence != one.sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from models.attention import Before, Far, attend_jointly
 from models.errors import ConfigError
 from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots
-from models.probes import prose
+from models.probes import passkey_haystack, prose
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.weights.checkpoint import Checkpoint, load_checkpoint
@@ -33,7 +34,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PLACES", (500, 900))
     monkeypatch.setattr(module, "FACTS", 5)
     monkeypatch.setattr(module, "NEEDLES", 2)
+    monkeypatch.setattr(module, "ANEW", 2)
     monkeypatch.setattr(module, "REPEATS", (6,))
+    monkeypatch.setattr(module, "BEHIND", (0, 2))
+    monkeypatch.setattr(module, "LEAD", 40)
 
 
 def taught(checkpoint: Checkpoint, steps: int) -> tuple[Decoder, list[Progress]]:
@@ -69,7 +73,7 @@ def test_the_same_seed_learns_the_same(checkpoint: Checkpoint) -> None:
 
 def test_a_short_book_is_refused(checkpoint: Checkpoint) -> None:
     decoder = build(checkpoint, slots_config(importance="learned", listens=1))
-    with pytest.raises(ConfigError, match="at least 1094 are needed"):
+    with pytest.raises(ConfigError, match="at least 1134 are needed"):
         sharpen(
             decoder,
             Tokenizer.of(checkpoint.tokenizer),
@@ -92,6 +96,7 @@ def test_long_calls_pass_the_same_gradients_as_short_ones() -> None:
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     before = torch.randn(1, 2, 20 + 30, 8, TRAIL, generator=generator).double()
     known = torch.ones(1, 1, 1, 1, TRAIL).bool()
+    age = torch.linspace(1, 0, 30)[None].double()
     found = []
     for cut in (20, 5):
         outs = []
@@ -100,8 +105,8 @@ def test_long_calls_pass_the_same_gradients_as_short_ones() -> None:
             query.split(cut, dim=3), far_query.split(cut, dim=3), before[:, :, :20].split(cut, dim=2), strict=True
         )
         for near, away, told in parts:
-            asked, offset = look(away, Before(told, known), slice(0, 2))
-            far = Far([0, 1], kept, far_values, query=asked, offset=offset)
+            asked, offset, slope = look(away, Before(told, known), slice(0, 2))
+            far = Far([0, 1], kept, far_values, query=asked, offset=offset, slope=slope, age=age)
             outs.append(attend_jointly(near, keys, values, bias[:, :, : 3 * cut], asked, far))
         found.append(torch.autograd.grad(torch.cat(outs, dim=3).square().sum(), list(look.parameters())))
     for long, short in zip(*found, strict=True):
@@ -131,14 +136,70 @@ def test_a_session_is_asked_for_what_was_said_so_far_and_goes_on_as_its_text_doe
     decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     book = tokenizer.encode(prose(random.Random(0), 30_000))
-    tokens, ends = hide(tokenizer, book, ["Anna lives in Rome."], 900 + module.TEXT + 1, random.Random(1))
+    more = module.LEAD + module.TEXT + 1
+    tokens, ends = hide(tokenizer, book, ["Anna lives in Rome."], 900 + more, random.Random(1))
+    monkeypatch.setattr(module, "ANEW", 0)
     monkeypatch.setattr(module, "hide", lambda *_: (tokens, [400, 450, 501, 600, 800, 899, 901]))
     sessions = module._facts(decoder, tokenizer, book, random.Random(3))
     for session, place, said in zip(sessions, (500, 900), (2, 6), strict=True):
         assert session.state.positions == [place]
         assert len(session.facts) == said
-        assert session.after == tokens[place : place + module.TEXT + 1]
+        assert session.after == tokens[place : place + more]
     assert tokenizer.decode(tokens[: ends[0]]).endswith("Anna lives in Rome.")
+
+
+def test_the_newest_of_what_was_said_anew_is_asked_for(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    tokenizer = Tokenizer.of(checkpoint.tokenizer)
+    book = tokenizer.encode(prose(random.Random(0), 30_000))
+    told: list[str] = []
+
+    def hidden(tokenizer: Tokenizer, book: list[int], sentences: list[str], *rest: Any) -> tuple[list[int], list[int]]:
+        told.extend(sentences)
+        return hide(tokenizer, book, sentences, *rest)[0], [100] * len(sentences)
+
+    monkeypatch.setattr(module, "hide", hidden)
+    facts = module._facts(decoder, tokenizer, book, random.Random(3))[-1].facts
+    assert (len(told), len(facts)) == (9, 7)
+    for fact in facts:
+        beginning = fact.sentence.partition(fact.answer)[0]
+        assert [one for one in told if one.startswith(beginning)][-1] == fact.sentence
+
+
+def test_passkeys_are_asked_for_near_and_far(checkpoint: Checkpoint) -> None:
+    decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    tokenizer = Tokenizer.of(checkpoint.tokenizer)
+    book = tokenizer.encode(prose(random.Random(0), 30_000))
+    near, far = module._passkeys(decoder, tokenizer, book, 6, random.Random(3))
+    [key], [other] = near.facts, far.facts
+    assert key != other
+    filler = len(tokenizer.encode(passkey_haystack(2), start=False)) - len(
+        tokenizer.encode(passkey_haystack(0), start=False)
+    )
+    [behind], [before] = far.state.positions, near.state.positions
+    assert abs(behind - before - filler) < 8, "two sentences of different keys"
+    assert len(near.after) == module.LEAD + module.TEXT + 1
+
+
+def test_a_look_that_has_begun_goes_on_from_where_it_is(checkpoint: Checkpoint) -> None:
+    tokenizer = Tokenizer.of(checkpoint.tokenizer)
+    book = tokenizer.encode(prose(random.Random(0), 30_000))
+    looks = []
+    for begun in (True, False):
+        decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+        open_memory(decoder.memory)
+        sharpen(decoder, tokenizer, book, steps=1, text_weight=3.0, seed=0, begun=begun, say=lambda _: None)
+        assert isinstance(decoder.memory, Slots)
+        assert decoder.memory.look is not None
+        looks.append(decoder.memory.look)
+    untouched = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
+    open_memory(untouched.memory)
+    assert isinstance(untouched.memory, Slots)
+    assert untouched.memory.look is not None
+    for name in ("sharpness", "offset", "key_trail", "slope"):
+        far = [float((getattr(look, name) - getattr(untouched.memory.look, name)).abs().max()) for look in looks]
+        assert 0 < far[0] < 0.1, f"one small step, of {name}"
+        assert name == "slope" or far[1] > 0.1
 
 
 def test_what_is_taught_is_what_will_be_kept(checkpoint: Checkpoint) -> None:

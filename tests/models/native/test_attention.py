@@ -25,7 +25,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 def plain(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    scores = query.float() @ keys.float().transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = query.float() @ keys.float().transpose(-1, -2) / values.shape[-1] ** 0.5
     scores = scores if bias is None else scores + bias.float()
     return scores.softmax(dim=-1) @ values.float(), scores.logsumexp(dim=-1)
 
@@ -65,6 +65,18 @@ def test_a_bias_is_added_and_not_only_looked_at() -> None:
     query, keys, values = drawn(1, 2, 20, 64, seed=0), drawn(1, 2, 70, 64, seed=1), drawn(1, 2, 70, 64, seed=2)
     bias = drawn(1, 2, 20, 70, seed=3)
     assert_equals_plain(query, keys, values, bias)
+
+
+@capable
+@pytest.mark.parametrize("more", [2, 6, 64])
+def test_keys_may_have_more_dimensions_than_values(more: int) -> None:
+    query, keys, values = (
+        drawn(2, 3, 35, 64 + more, seed=0),
+        drawn(2, 3, 90, 64 + more, seed=1),
+        drawn(2, 3, 90, 64, seed=2),
+    )
+    assert native.suits(query, keys, values)
+    assert_equals_plain(query, keys, values, None)
 
 
 @capable
@@ -132,6 +144,7 @@ def test_threads_change_nothing() -> None:
 def test_torch_knows_it_as_an_operator() -> None:
     query, keys, values = drawn(1, 3, 20, 64, seed=0), drawn(1, 3, 30, 64, seed=1), drawn(1, 3, 30, 64, seed=2)
     operators.opcheck(native.attend, (query, keys, values, None))
+    operators.opcheck(native.attend, (query[..., :62].contiguous(), keys[..., :62].contiguous(), values, None))
 
 
 @capable
@@ -141,6 +154,7 @@ def test_it_takes_only_what_it_suits() -> None:
     assert not native.suits(query.float(), keys.float(), values.float())
     assert not native.suits(query, keys, values, torch.zeros(1, 1, 20, 30))
     assert not native.suits(query[..., :32], keys[..., :32], values[..., :32])
+    assert not native.suits(query[..., :63], keys[..., :63], values)
     assert not native.suits(query, keys.transpose(-1, -2).contiguous().transpose(-1, -2), values)
     learning = query.clone().requires_grad_()
     assert not native.suits(learning, keys, values)
