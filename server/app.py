@@ -19,7 +19,7 @@ from server.disconnects import ConnectionOver
 from server.errors import MethodNotAllowed, NotFound, ServerError
 from server.middleware import RequestContext
 from server.pool.base import Pool
-from server.routes import generate, health, memory, models, segments, sessions, stream, transfers
+from server.routes import generate, health, memory, metrics, models, segments, sessions, stream, transfers
 from server.routes.dependencies import COMPONENTS
 from server.schemas import AppendBody, CreateSession, ForkSession, GenerateBody, PatchSession
 from server.service import Service
@@ -64,8 +64,8 @@ def create_app(settings: Settings, pool: Pool, store: Store) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.add_middleware(RequestContext)
-    for resource in (sessions, transfers, segments, generate, memory, models, health, stream):
+    app.add_middleware(RequestContext, metrics=service.metrics)
+    for resource in (sessions, transfers, segments, generate, memory, models, health, metrics, stream):
         app.include_router(resource.router)
     _map_errors(app)
     return app

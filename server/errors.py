@@ -12,6 +12,7 @@ ServerError                      status  code
 ├── PreconditionFailed           412     precondition_failed
 ├── TooLarge                     413     too_large
 ├── WrongMediaType               415     wrong_media_type
+├── QuotaExceeded                429     quota_exceeded         Retry-After
 ├── StateRefused                 500     state_refused          saved state that must not be loaded
 ├── Internal                     500     internal_error
 └── Unavailable                  503     unavailable            Retry-After
@@ -140,6 +141,15 @@ class WrongMediaType(ServerError):
     status = 415
     type = "invalid_request_error"
     default_code = "wrong_media_type"
+
+
+class QuotaExceeded(ServerError):
+    """The tenant has as much under way as it may have."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "quota_exceeded"
+    default_retry_after = 1.0
 
 
 class StateRefused(ServerError):

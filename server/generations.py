@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from server.admission import Admission
 from server.catalog import offer_of
 from server.errors import Internal, NotFound
 from server.ids import is_id
@@ -28,10 +29,10 @@ class Running:
 class Generations:
     """Follows generations, and finds them by id for whoever would cancel or resume one."""
 
-    def __init__(self, pool: Pool, store: Store, workload: Workload) -> None:
+    def __init__(self, pool: Pool, store: Store, workload: Workload, admission: Admission) -> None:
         self._pool = pool
         self._store = store
-        self._workload = workload
+        self._workload, self._admission = workload, admission
         self._running: dict[str, Running] = {}
 
     async def follow(self, tenant: str, request: Generate | Resume) -> Events:
@@ -40,7 +41,7 @@ class Generations:
         self._running[name] = running
         try:
             # The one place where a generation is interrupted: leaving this block early.
-            with self._workload.at_work():
+            with self._workload.at_work(), self._admission.place(tenant):
                 async with aclosing(self._pool.stream(request)) as events:
                     async for event in events:
                         if event.generation_id != name:

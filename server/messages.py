@@ -1,7 +1,7 @@
 """Every message between the service and a worker: small frozen records, packed with msgpack.
 
-service → worker   Append, Generate, Resume, Cancel, Inspect, Check, Forget, Drain
-worker → service   Ready, Appended, GenerationStarted, GenerationDelta, GenerationCompleted, Inspected, Done, Failed
+service → worker   Append, Generate, Resume, Cancel, Inspect, Check, Forget, Measure, Drain
+worker → service   Ready, Appended, GenerationStarted, GenerationDelta, GenerationCompleted, Inspected, Measured, Done, Failed
 
 Each travels in an envelope `[request_id, message]`; every answer carries the request's id. `Generate` is answered by one
 `GenerationStarted`, any number of `GenerationDelta`, then `GenerationCompleted` or `Failed`, and so is `Resume`, from the event
@@ -127,6 +127,12 @@ class Forget(Message):
 
     kind: Literal["forget"] = "forget"
     session_id: str
+
+
+class Measure(Message):
+    """Report the worker's own figures."""
+
+    kind: Literal["measure"] = "measure"
 
 
 class Drain(Message):
@@ -257,6 +263,30 @@ class Inspected(Message):
     remembered: tuple[Remembered, ...]
 
 
+class Point(Message):
+    """One sample of a family: its name has the suffix that the kind of family gives it."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(Message):
+    """Samples of one name, as Prometheus has them; `type` is one of its kinds."""
+
+    name: str
+    documentation: str
+    type: str
+    points: tuple[Point, ...]
+
+
+class Measured(Message):
+    """A worker's figures."""
+
+    kind: Literal["measured"] = "measured"
+    families: tuple[Family, ...]
+
+
 class Done(Message):
     """The answer of Cancel, Check, Forget and Drain."""
 
@@ -293,8 +323,10 @@ class Failed(Message):
         return family(self.message, param=self.param, code=self.code, retry_after=self.retry_after)
 
 
-Request = Append | Generate | Resume | Cancel | Inspect | Check | Forget | Drain
-Answer = Ready | Appended | GenerationStarted | GenerationDelta | GenerationCompleted | Inspected | Done | Failed
+Request = Append | Generate | Resume | Cancel | Inspect | Check | Forget | Measure | Drain
+Answer = (
+    Ready | Appended | GenerationStarted | GenerationDelta | GenerationCompleted | Inspected | Measured | Done | Failed
+)
 GenerationEvent = GenerationStarted | GenerationDelta | GenerationCompleted
 
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])

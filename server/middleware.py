@@ -1,4 +1,4 @@
-"""Gives every request an id, one log line, and an answer even when the code behind it fails."""
+"""Gives every request an id, one log line, a place in the figures, and an answer even when the code behind it fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.answers import error_response
 from server.errors import Internal
 from server.ids import new_id
+from server.metrics import ServiceMetrics
 
 REQUEST_ID = "x-request-id"
 _LONGEST_ID = 128
@@ -44,8 +45,8 @@ def note_of(connection: HTTPConnection) -> Note:
 class RequestContext:
     """Pure ASGI middleware; the outermost of ours."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
         self._log = structlog.get_logger("server.requests")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,13 +83,15 @@ class RequestContext:
                 await send({"type": "websocket.close", "code": 1011, "reason": "internal error"})
 
     def _write(self, scope: Scope, note: Note) -> None:
-        route = getattr(scope.get("route"), "path", None)
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        method, seconds = scope.get("method", "WS"), time.perf_counter() - note.began
+        self._metrics.answered(method, route, note.status or 0, seconds)
         self._log.info(
             "request",
-            method=scope.get("method", "WS"),
-            path=route or "unmatched",
+            method=method,
+            path=route,
             status=note.status,
-            milliseconds=round((time.perf_counter() - note.began) * 1000, 1),
+            milliseconds=round(seconds * 1000, 1),
             **note.facts,
         )
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import structlog
 
+from server.admission import Admission
 from server.catalog import chosen, offer_of
 from server.claims import Claims
 from server.errors import (
@@ -37,6 +38,7 @@ from server.messages import (
     Resume,
     SamplingParams,
 )
+from server.metrics import ServiceMetrics
 from server.pieces import pieces
 from server.pool.base import Pool
 from server.settings import Settings
@@ -51,6 +53,8 @@ Lifetime = int | Literal["keep"] | None
 Expected = TypeVar("Expected", bound=Answer)
 
 _SYSTEM = "system message"
+_MEASURE_SECONDS = 2.0
+"""How long workers may take to give their figures."""
 """Operation id of a session's first message: not one that a client can send, for it has a space."""
 
 
@@ -78,10 +82,14 @@ class Service(Workload):
         super().__init__(settings.drain_seconds)
         self.settings = settings
         self.pool = pool
-        self.store = store
+        self.metrics = ServiceMetrics(len(settings.device))
+        self.store = store = self.metrics.store_errors.counted(store)
         self.started_at = time.time()
         self._claims = Claims(store)
-        self._generations = Generations(pool, store, self)
+        places = settings.resident_sessions * len(settings.device) + settings.max_waiting
+        self._admission = Admission(places, settings.max_requests_per_tenant)
+        self._generations = Generations(pool, store, self, self._admission)
+        self.metrics.gauge("requests_under_way", "Appends and generations, those that wait included.", self._under_way)
         self._transfers = Transfers(settings, pool, store, self._claims)
         self._log = structlog.get_logger("server.service")
 
@@ -105,6 +113,13 @@ class Service(Workload):
             return self.store.durability
         except StoreUnavailable:
             return None
+
+    async def measure(self, accept: str) -> tuple[bytes, str]:
+        """Figures of this process and of the workers for Prometheus, and their content type."""
+        return self.metrics.page(await self.pool.measure(_MEASURE_SECONDS), accept)
+
+    def _under_way(self) -> int:
+        return self._admission.taken
 
     async def create_session(
         self,
@@ -266,9 +281,10 @@ class Service(Workload):
     ) -> Appended:
         """Take text or messages in."""
         await self.enter(tenant, session_id)
-        return await self._append(
-            Append(session_id=session_id, text=text, messages=messages, op_id=op_id, wait=wait, if_match=if_match)
-        )
+        with self._admission.place(tenant):
+            return await self._append(
+                Append(session_id=session_id, text=text, messages=messages, op_id=op_id, wait=wait, if_match=if_match)
+            )
 
     async def append_stream(
         self,
@@ -286,6 +302,12 @@ class Service(Workload):
         broke off. `if_match` is asked of the first one. Errors say how much was kept.
         """
         await self.enter(tenant, session_id)
+        with self._admission.place(tenant):
+            return await self._append_pieces(session_id, chunks, op_id, wait, if_match)
+
+    async def _append_pieces(
+        self, session_id: str, chunks: AsyncIterator[bytes], op_id: str, wait: Wait, if_match: Tags
+    ) -> Appended:
         taken, answer = Taken(), None
         try:
             async with aclosing(pieces(chunks)) as cut:
@@ -341,7 +363,7 @@ class Service(Workload):
             op_id=op_id,
             if_match=if_match,
         )
-        async with aclosing(self._generations.follow(tenant, request)) as events:
+        async with aclosing(self.metrics.timed(self._generations.follow(tenant, request))) as events:
             async for event in events:
                 yield event
 

@@ -86,6 +86,14 @@ class Settings(BaseSettings):
         64, ge=1, description="Most tokens read in one step beside running generations."
     )
     max_batch: int = Field(32, ge=1, description="Most sessions that run in one step.")
+    max_waiting: int = Field(
+        1024, ge=0, description="Requests that may wait for a place in device memory; more are refused with 503."
+    )
+    max_requests_per_tenant: int = Field(
+        0,
+        ge=0,
+        description="Appends and generations of one tenant at a time; more are refused with 429; 0: any number.",
+    )
     snapshot_tokens: int = Field(4096, ge=1, description="Write a session's snapshot after so many new tokens.")
     snapshot_seconds: float = Field(
         60.0, gt=0, description="Write a changed session's snapshot at least so often, in seconds."

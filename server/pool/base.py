@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
-from server.messages import Answer, Append, Cancel, Check, Forget, Generate, GenerationEvent, Inspect, Ready, Resume
+from server.messages import (
+    Answer,
+    Append,
+    Cancel,
+    Check,
+    Family,
+    Forget,
+    Generate,
+    GenerationEvent,
+    Inspect,
+    Ready,
+    Resume,
+)
 
 
 class Pool(Protocol):
@@ -27,6 +39,9 @@ class Pool(Protocol):
     async def call(self, request: Append | Cancel | Inspect | Check | Forget) -> Answer:
         """Send one request and wait for its answer. Raises the `ServerError` it failed with; `WorkerLost` when
         the worker died first."""
+
+    async def measure(self, seconds: float) -> Mapping[int, Sequence[Family]]:
+        """The figures of every worker that gives them within `seconds`, by its number."""
 
     def stream(self, request: Generate | Resume) -> AsyncGenerator[GenerationEvent, None]:
         """The events of a generation. Closing it early interrupts the generation."""

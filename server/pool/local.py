@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from server.messages import (
     Check,
     Drain,
     Failed,
+    Family,
     Forget,
     Generate,
     GenerationCompleted,
@@ -27,6 +28,8 @@ from server.messages import (
     GenerationEvent,
     GenerationStarted,
     Inspect,
+    Measure,
+    Measured,
     Ready,
     Resume,
 )
@@ -122,7 +125,26 @@ class LocalPool:
         """Send one request and wait for its answer; raises what it failed with."""
         return await self._ask(self._worker_of(request.session_id), request)
 
-    async def _ask(self, worker: WorkerProcess, request: Append | Cancel | Inspect | Check | Forget | Drain) -> Answer:
+    async def measure(self, seconds: float) -> Mapping[int, Sequence[Family]]:
+        """Ask all workers at once."""
+        measured: dict[int, Sequence[Family]] = {}
+
+        async def ask(worker: WorkerProcess) -> None:
+            # One that is being started, or too busy to say, is left out.
+            with suppress(ServerError, TimeoutError):
+                async with asyncio.timeout(seconds):
+                    answer = await self._ask(worker, Measure())
+                    if isinstance(answer, Measured):
+                        measured[worker.index] = answer.families
+
+        async with asyncio.TaskGroup() as tasks:
+            for worker in self._workers:
+                tasks.create_task(ask(worker))
+        return measured
+
+    async def _ask(
+        self, worker: WorkerProcess, request: Append | Cancel | Inspect | Check | Forget | Measure | Drain
+    ) -> Answer:
         request_id, answers = await worker.request(request)
         try:
             answer = await answers.get()

@@ -31,6 +31,7 @@ from server.messages import (
     Generate,
     GenerationEvent,
     Inspect,
+    Measure,
     Request,
     Resume,
     pack,
@@ -43,6 +44,7 @@ from server.worker.engine import Engine
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes
 from server.worker.journal import Journal
+from server.worker.metrics import WorkerMetrics
 from server.worker.runners import MODEL_ERRORS, Runners
 
 CANNOT_SERVE = 78
@@ -56,7 +58,8 @@ class Worker:
 
     def __init__(self, settings: Settings, index: int, endpoint: str) -> None:
         self._settings, self._index, self._endpoint = settings, index, endpoint
-        self._store = create_store(settings)
+        self._metrics = WorkerMetrics()
+        self._store = self._metrics.store_errors.counted(create_store(settings))
         self._runners = Runners(settings, index)
         self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runners.bind_thread)
         self._reading = ThreadPoolExecutor(1, "reading")
@@ -84,7 +87,7 @@ class Worker:
             return tasks.create_task(work)
 
         journal = Journal(self._store)
-        engine = Engine(self._settings, self._runners, self._store, journal, self._compute, spawn)
+        engine = Engine(self._settings, self._runners, self._store, journal, self._compute, spawn, self._metrics)
         owner = f"{self._settings.server_id}/{self._index}/{secrets.token_hex(4)}"
         holdings = Holdings(self._settings, owner, engine, self._runners, self._store, spawn)
         intakes = Intakes(self._settings, engine, self._store, journal, self._reading)
@@ -150,6 +153,8 @@ class Worker:
                 return await self._desk.check(request)
             case Forget():
                 return await self._desk.forget(request)
+            case Measure():
+                return self._metrics.measured()
             case Drain():
                 return await self._desk.drain(request)
 

@@ -17,6 +17,7 @@ from server.settings import Settings
 from server.store.base import Store
 from server.worker.generating import advance
 from server.worker.journal import Journal
+from server.worker.metrics import WorkerMetrics
 from server.worker.residency import Residency
 from server.worker.runner import Feed, Sample
 from server.worker.runners import Runners
@@ -40,6 +41,7 @@ class Engine:
         journal: Journal,
         compute: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        metrics: WorkerMetrics,
     ) -> None:
         self._runners, self._store, self._journal = runners, store, journal
         self._compute, self._spawn, self._settings = compute, spawn, settings
@@ -49,6 +51,25 @@ class Engine:
         self._work = asyncio.Event()
         self._moves: set[asyncio.Task[None]] = set()
         self._step = 0
+        self._metrics = metrics
+        self._show(metrics)
+
+    def _show(self, metrics: WorkerMetrics) -> None:
+        """Let the figures tell what is under way here."""
+        places = self._settings.resident_sessions * len(self._settings.pairs())
+        metrics.gauge("resident_session_limit", "Sessions of all pairs that memory has places for.", lambda: places)
+        metrics.gauge("resident_sessions", "Sessions whose state is in memory.", lambda: len(self._residency.by_age))
+        metrics.gauge("queued_sessions", "Sessions that have work and wait for a place.", lambda: len(self._waiting()))
+        metrics.gauge(
+            "running_generations",
+            "Generations that sample, or read their prompt.",
+            lambda: sum(session.generation is not None for session in self.sessions.values()),
+        )
+        metrics.gauge(
+            "reading_sessions",
+            "Sessions that read what was appended to them.",
+            lambda: sum(session.generation is None and session.has_work for session in self.sessions.values()),
+        )
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -62,7 +83,10 @@ class Engine:
             self._step += 1
             feeds = self._feeds(batch)
             fed = [(self.sessions[feed.key], feed) for its in feeds.values() for feed in its]
+            given = sum(len(feed.tokens) - session.fed_back(len(feed.tokens)) for session, feed in fed)
+            began = time.perf_counter()
             samples = await self.compute(self._runners.run, feeds)
+            self._metrics.stepped(len(fed), given, len(samples), time.perf_counter() - began)
             await self._journal.settled()  # at most one commit of sampled tokens is ever under way
             for session, feed in fed:
                 self._postprocess(session, feed, samples)
@@ -107,6 +131,10 @@ class Engine:
         generation = session.generation
         # A generation that was cancelled, or a new one begun, while the step ran takes no part in it.
         if sample is not None and generation is not None and generation.voice is feed.voice:
+            now = time.perf_counter()
+            if generation.newest is not None:
+                self._metrics.followed(now - generation.newest)
+            generation.newest = now
             advance(session, generation, sample, self._journal, self.drop)
         session.notify()
         if session.lease is None and session.generation is None:
@@ -114,16 +142,7 @@ class Engine:
 
     def _admit(self) -> None:
         """Give rows to sessions that have work and none; where none is free, send the longest unused of the same pair away."""
-        waiting = [
-            session
-            for session in self.sessions.values()
-            if session.row is None
-            and session.lease is not None
-            and session.has_work
-            and not session.moving
-            # One that was dropped on its way in has its row until it arrives.
-            and not self._residency.holds(session.key)
-        ]
+        waiting = self._waiting()
         for session in waiting:
             row = self._residency.take(session.key, session.pair)
             if row is not None:
@@ -136,6 +155,19 @@ class Engine:
             if short[idle.pair] > 0:
                 short[idle.pair] -= 1
                 self._move(idle, self._move_out(idle))
+
+    def _waiting(self) -> list[Session]:
+        """Those that have work and no row, and are not on the way to one."""
+        return [
+            session
+            for session in self.sessions.values()
+            if session.row is None
+            and session.lease is not None
+            and session.has_work
+            and not session.moving
+            # One that was dropped on its way in has its row until it arrives.
+            and not self._residency.holds(session.key)
+        ]
 
     def _move(self, session: Session, move: Coroutine[Any, Any, None]) -> None:
         session.moving = True
@@ -159,10 +191,12 @@ class Engine:
         """Snapshot, then the journal behind it: the same state as before."""
         try:
             async with session.lock:
-                stored = await self._store.load(session.key)
-                session.folded = await self.compute(self._runners[session.pair].restore, row, stored.snapshot)
+                with self._metrics.restore():
+                    stored = await self._store.load(session.key)
+                    session.folded = await self.compute(self._runners[session.pair].restore, row, stored.snapshot)
                 session.pending.clear()
                 session.pending.extend(stored.tail)
+                session.echo = 0
                 session.saved = session.folded
                 session.journaled = stored.record.journaled
                 session.changed_since = time.monotonic() if stored.tail else None
@@ -272,7 +306,8 @@ class Engine:
         if self.sessions.get(session.key) is not session:
             return False
         try:
-            await self._store.save_snapshot(session.lease, position, data)
+            with self._metrics.snapshot():
+                await self._store.save_snapshot(session.lease, position, data)
         except StoreUnavailable as error:
             log.warning("snapshot not written", session_id=session.key, reason=error.message)
             session.save_again_at = time.monotonic() + _SAVE_AGAIN_SECONDS

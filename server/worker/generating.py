@@ -113,6 +113,7 @@ def _remember(
     start = session.journaled
     session.turn = turn
     session.take(tokens)
+    session.echo += len(tokens)
     generation.tokens += tokens
     if not tokens and reason is None:
         return

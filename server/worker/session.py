@@ -38,6 +38,8 @@ class Generation:
     """The session's position, where the generation runs on a copy and leaves it."""
     record: Callable[[Sequence[int], Finish], JournalEntry] | None = None
     """Where it runs on a copy and its result is to be kept: the entry that does, from its tokens and its finish."""
+    newest: float | None = None
+    """When its newest token was sampled here."""
     sampled: int = 0
     tokens: list[int] = field(default_factory=list)
     """Those of the sampled ones that are remembered: all but an end token after raw text."""
@@ -75,6 +77,8 @@ class Session:
     saved: int = 0
     row: int | None = None
     pending: deque[int] = field(default_factory=deque)
+    echo: int = 0
+    """How many of the first pending tokens were sampled here, and are no news to anybody."""
     generation: Generation | None = None
     served: int = 0
     users: int = 0
@@ -127,6 +131,12 @@ class Session:
         self.journaled += len(tokens)
         if self.row is not None:
             self.pending.extend(tokens)
+
+    def fed_back(self, count: int) -> int:
+        """How many of the next `count` tokens, which are being fed, were sampled here."""
+        own = min(self.echo, count)
+        self.echo -= own
+        return own
 
     def reached(self, target: int) -> asyncio.Future[None]:
         """Done once the session is resident and `target` tokens are folded."""

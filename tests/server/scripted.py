@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.app import create_app
@@ -15,6 +15,7 @@ from server.messages import (
     Cancel,
     Check,
     Done,
+    Family,
     Forget,
     Generate,
     GenerationCompleted,
@@ -66,6 +67,7 @@ class ScriptedPool:
     """
 
     described: Ready | None = SERVED
+    measured: dict[int, tuple[Family, ...]] = field(default_factory=dict)
     deltas: list[str] = field(default_factory=lambda: ["Hello", ", ", "world."])
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     append_gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,6 +109,10 @@ class ScriptedPool:
     def describe(self) -> Ready | None:
         """As the test set it."""
         return self.described
+
+    async def measure(self, seconds: float) -> Mapping[int, Sequence[Family]]:
+        """As the test set them."""
+        return self.measured
 
     @property
     def appends(self) -> list[Append]:

@@ -58,16 +58,16 @@ class Begun(Exception):
 
 
 @pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Store]]:
+def stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, EmbeddedStore]]:
     """What `serve` would open: the address of each store it makes. Nothing listens; it ends with `Begun`."""
-    made: list[tuple[str, Store]] = []
+    made: list[tuple[str, EmbeddedStore]] = []
 
     def make(settings: Settings) -> Store:
         made.append((settings.store, EmbeddedStore(settings.data_dir)))
         return made[-1][1]
 
     def create(_settings: Settings, app: FastAPI, _announce: object) -> None:
-        assert app.state.service.store is made[-1][1]
+        assert app.state.service.store._database is made[-1][1]._database
         raise Begun
 
     monkeypatch.setattr(server.cli, "create_store", make)
@@ -87,7 +87,7 @@ def stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, S
     ],
 )
 def test_serve_opens_the_store_it_is_told(
-    stores: list[tuple[str, Store]], options: list[str], address: str, shown: str
+    stores: list[tuple[str, EmbeddedStore]], options: list[str], address: str, shown: str
 ) -> None:
     result = CliRunner().invoke(main, ["serve", *options])
     assert isinstance(result.exception, Begun)
@@ -96,7 +96,7 @@ def test_serve_opens_the_store_it_is_told(
     assert "RET" not in result.output
 
 
-def test_serve_says_what_it_offers(stores: list[tuple[str, Store]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_says_what_it_offers(stores: list[tuple[str, EmbeddedStore]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALIMPSEST_OFFERS", '["overruled"]')
     options = ["--model", "a", "--offer", "window", "--offer", '{"memory": "infini", "model": "b"}']
     result = CliRunner().invoke(main, ["serve", *options])

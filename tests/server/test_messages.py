@@ -15,6 +15,7 @@ from server.messages import (
     Done,
     Drain,
     Failed,
+    Family,
     Forget,
     Generate,
     GenerationCompleted,
@@ -23,7 +24,10 @@ from server.messages import (
     Inspect,
     Inspected,
     LayerMemory,
+    Measure,
+    Measured,
     Offered,
+    Point,
     Ready,
     Remembered,
     Request,
@@ -48,6 +52,7 @@ REQUESTS: list[Request] = [
     Check(session_id="s", model="m", memory="slots", position=0, state=None, tail=()),
     Append(session_id="s", text="a", if_match=frozenset()),
     Inspect(session_id="s"),
+    Measure(),
     Forget(session_id="s"),
     Drain(seconds=1.5),
 ]
@@ -68,6 +73,16 @@ ANSWERS: list[Answer] = [
         device="cpu",
         dtype="float32",
         kernels="native",
+    ),
+    Measured(
+        families=(
+            Family(
+                name="a_seconds",
+                documentation="b",
+                type="histogram",
+                points=(Point(name="a_seconds_bucket", labels={"le": "+Inf"}, value=1.5),),
+            ),
+        )
     ),
     Appended(op_id=None, tokens=1, position=2, status="journaled", applied=False, state_bytes=3),
     GenerationStarted(generation_id="g", prompt_tokens=3),

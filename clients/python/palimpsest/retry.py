@@ -88,7 +88,7 @@ def may_repeat(error: PalimpsestError, repeat: Repeat) -> bool:
         case Repeat.ALWAYS:
             return busy or isinstance(error, Unavailable) or _passing(error.status)
         case Repeat.UNSTARTED:
-            return busy or (error.status == 503 and error.code in _NOT_STARTED)
+            return busy or error.status == 429 or (error.status == 503 and error.code in _NOT_STARTED)
         case Repeat.REFUSED:
             return False
 

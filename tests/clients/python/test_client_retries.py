@@ -66,7 +66,7 @@ def test_a_retry_after_beyond_patience_is_raised_at_once(client: Client, script:
         ("session_busy", 409, 2),
         ("worker_lost", 503, 2),
         ("internal_error", 500, 2),
-        ("unavailable", 429, 2),
+        ("quota_exceeded", 429, 2),
         ("precondition_failed", 412, 1),
         ("op_id_reused", 422, 1),
     ],
@@ -85,6 +85,16 @@ def test_a_generation_is_repeated_as_the_same_operation(
     assert len(sent) == tries
     assert len(set(sent)) == 1
     assert sent[0]
+
+
+@pytest.mark.parametrize(("code", "status"), [("quota_exceeded", 429), ("overloaded", 503)])
+def test_what_was_refused_before_it_began_is_repeated_in_any_case(
+    client: Client, script: Any, code: str, status: int
+) -> None:
+    session = client.sessions.create()
+    script.failures.append(Failure("delete", status=status, code=code))
+    client.sessions.delete(session.id)
+    assert [verb for verb, _ in script.requests].count("delete") == 2
 
 
 @pytest.mark.parametrize("verb", ["update", "delete"])

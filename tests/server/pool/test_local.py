@@ -151,3 +151,18 @@ async def test_hopeless_settings_are_said_once_and_requests_refused(
         await append(pool)
     await pool.stop(1)
     assert said == [True]
+
+
+async def test_workers_give_their_figures_and_one_that_cannot_is_left_out(pool: LocalPool) -> None:
+    await append(pool)
+    measured = await pool.measure(5)
+    [prefill] = [family for family in measured[0] if family.name == "palimpsest_prefill_tokens"]
+    assert sum(point.value for point in prefill.points if point.name.endswith("_total")) > 0
+    process = pool._workers[0]._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        assert await pool.measure(0.2) == {}
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    assert measured.keys() == (await pool.measure(5)).keys()

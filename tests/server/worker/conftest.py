@@ -24,6 +24,7 @@ from server.worker.engine import Engine
 from server.worker.holding import Holdings
 from server.worker.intake import Intakes
 from server.worker.journal import Journal
+from server.worker.metrics import WorkerMetrics
 from server.worker.runners import Runners
 
 
@@ -35,6 +36,7 @@ class Bench:
     engine: Engine
     runners: Runners
     store: EmbeddedStore
+    metrics: WorkerMetrics
     events: list[GenerationEvent] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: Callable[[], int] = field(default_factory=lambda: count(1).__next__)
@@ -138,7 +140,8 @@ async def working(settings: Settings, owner: str, *, holding: bool = True) -> As
                 return tasks.create_task(work)
 
             journal = Journal(store)
-            engine = Engine(settings, runners, store, journal, compute, spawn)
+            metrics = WorkerMetrics()
+            engine = Engine(settings, runners, store, journal, compute, spawn, metrics)
             holdings = Holdings(settings, owner, engine, runners, store, spawn)
             intakes = Intakes(settings, engine, store, journal, reading)
             desk = Desk(settings, runners, engine, store, journal, holdings, intakes)
@@ -147,7 +150,7 @@ async def working(settings: Settings, owner: str, *, holding: bool = True) -> As
                 works += [holdings.keep(), holdings.listen()]
             steady = [tasks.create_task(work) for work in works]
             async with asyncio.timeout(60):
-                yield Bench(desk, engine, runners, store)
+                yield Bench(desk, engine, runners, store, metrics)
             for task in steady:
                 task.cancel()
     await store.close()
