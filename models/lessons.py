@@ -17,6 +17,15 @@ _NAMES = (
     "Sarah Theodore Vera William Arthur Bridget Cecil Dora Ernest Flora Gilbert Helen Ivan Joan Leonard Margaret Neville Olga "
     "Patrick Rosa Stephen Teresa Victor Wanda Herbert Matilda Roland Sylvia Bertram Celia"
 ).split()
+_RARER = (
+    "Ambrose Anselm Araminta Balthazar Barnabas Clementina Clothilde Cordelia Cornelius Crispin Cuthbert Drusilla "
+    "Dulcie Erasmus Eudora Eugenia Evangeline Fergus Griselda Gulliver Gwendolyn Henrietta Horatio Hortensia "
+    "Iolanthe Isolde Jocasta Keziah Lavinia Leopold Lucinda Lysander Marigold Millicent Minerva Mortimer Nathaniel "
+    "Obadiah Odette Ottilie Peregrine Perpetua Philippa Prudence Quincy Rosalind Rosamund Rowena Seraphina Sidonie "
+    "Tamsin Thaddeus Theodora Tristram Ulric Wilhelmina Wystan Yolanda Zachariah Zenobia"
+).split()
+_PEOPLE = (*_NAMES, *_RARER)
+"""Most names are of several tokens, as most people's are: one whose teachers all had short ones finds nobody else."""
 _FAMILIES = (
     "Bakewell Crompton Dunmore Eastlake Fairbank Grimsby Holloway Inglewood Jarvis Kettering Lockhart Marchbanks Northcote "
     "Oldfield Pemberton Quillford Ransome Stapleford Thornbury Underhill Vickers Whitmore"
@@ -204,7 +213,7 @@ class Lesson(Needle):
 
 def lesson(source: random.Random, taken: Collection[str] = ()) -> Lesson:
     """A fact, or now and then a needle, of somebody who is not among those `taken`."""
-    owner = source.choice([name for name in _NAMES if name not in taken])
+    owner = source.choice([name for name in _PEOPLE if name not in taken])
     if source.random() < _NEEDLES:
         return _number(source, owner)
     chosen = source.choice(LESSONS)
@@ -220,13 +229,13 @@ def lessons(source: random.Random, count: int, numbers: int = 0) -> list[Lesson]
     The needles are of different people, and so are the others as long as there are people. Nobody is told of twice in the same
     words.
     """
-    needles = [_number(source, name) for name in source.sample(_NAMES, numbers)]
+    needles = [_number(source, name) for name in source.sample(_PEOPLE, numbers)]
     told = {wording(one) for one in needles}
     people: list[str] = []
     taught: list[Lesson] = []
     while len(taught) < count:
-        people = people or source.sample(_NAMES, len(_NAMES))
-        one = lesson(source, set(_NAMES) - {people.pop()})
+        people = people or source.sample(_PEOPLE, len(_PEOPLE))
+        one = lesson(source, set(_PEOPLE) - {people.pop()})
         if wording(one) not in told:
             told.add(wording(one))
             taught.append(one)

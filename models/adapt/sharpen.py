@@ -36,8 +36,8 @@ REPEATS = (80, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
 BEHIND = (0, 1, 4, 12, 40, 200)
 """Repetitions behind a key, for each of those: with few it is still in the ring, and what the slots hold must not outweigh it."""
-FACTS = 82
-NEEDLES = 32
+FACTS = 74
+NEEDLES = 40
 ANEW = 30
 """Facts in plain words, and numbers, in each stretch, and how many of them are said anew."""
 QUESTIONS = 16
@@ -148,7 +148,7 @@ def sharpen(
             look.sharpness.fill_(_BEGIN[0])
             look.offset.fill_(_BEGIN[1])
     streams = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
-    passkeys = [session for repeats in REPEATS for session in _passkeys(decoder, tokenizer, book, repeats, source)]
+    passkeys = _passkeys(decoder, tokenizer, book, source)
     if not begun:
         with torch.no_grad():
             look.centre.copy_(_centre(streams))
@@ -223,18 +223,18 @@ def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: 
     return sessions
 
 
-def _passkeys(
-    decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], repeats: int, source: random.Random
-) -> list[Session]:
-    """Passkeys behind so much filler and before more or less of it; then comes the book, from anywhere."""
+def _passkeys(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: random.Random) -> list[Session]:
+    """Passkeys behind more and more filler, each with more or less of it behind; then comes the book, from anywhere."""
     state, sessions = decoder.empty_state(), []
-    _read(decoder, tokenizer.encode(passkey_haystack(repeats)), state)
-    for behind in BEHIND:
-        key, filled = passkey(source), state.clone()
-        filler = passkey_haystack(behind).partition("\n")[2]
-        _read(decoder, tokenizer.encode(f"\n{key.sentence}\n{filler}", start=False), filled)
-        begin = source.randrange(len(book) - LEAD - TEXT)
-        sessions.append(Session(filled, [key], book[begin : begin + LEAD + TEXT + 1]))
+    for before, repeats in pairwise((0, *REPEATS)):
+        told = len(tokenizer.encode(passkey_haystack(before))) if before else 0
+        _read(decoder, tokenizer.encode(passkey_haystack(repeats))[told:], state)
+        for behind in BEHIND:
+            key, filled = passkey(source), state.clone()
+            filler = passkey_haystack(behind).partition("\n")[2]
+            _read(decoder, tokenizer.encode(f"\n{key.sentence}\n{filler}", start=False), filled)
+            begin = source.randrange(len(book) - LEAD - TEXT)
+            sessions.append(Session(filled, [key], book[begin : begin + LEAD + TEXT + 1]))
     return sessions
 
 

@@ -170,7 +170,7 @@ def test_passkeys_are_asked_for_near_and_far(checkpoint: Checkpoint) -> None:
     decoder = build(checkpoint, slots_config(importance="learned", listens=1, slots=64))
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     book = tokenizer.encode(prose(random.Random(0), 30_000))
-    near, far = module._passkeys(decoder, tokenizer, book, 6, random.Random(3))
+    near, far = module._passkeys(decoder, tokenizer, book, random.Random(3))
     [key], [other] = near.facts, far.facts
     assert key != other
     filler = len(tokenizer.encode(passkey_haystack(2), start=False)) - len(
