@@ -31,17 +31,21 @@ class SlotsReference(Reference):
         head = self.group(index)
         kept = self.kept.get((layer, head), [])
         far = self.turn(query, self.memory.window)
-        offset = torch.zeros((), dtype=torch.float64)
+        offset = slope = torch.zeros((), dtype=torch.float64)
         if self.memory.importance == "learned" and kept:
             row, among = sorted(self.memory.heads).index((layer, head)), index % len(self.group_of(head))
             look = {
                 name: self._look(name)[row, among]
-                for name in ("sharpness", "offset", "eagerness", "down", "up", "gain")
+                for name in ("sharpness", "offset", "eagerness", "down", "up", "gain", "slope", "steepness")
             }
             offset = look["eagerness"] @ far / len(far) ** 0.5 + look["offset"]
+            slope = look["slope"] @ far / len(far) ** 0.5 + look["steepness"]
             trail = self._trail("query_trail", layer, head, len(self.keys[layer]) - 1)
             far = look["sharpness"] * far + look["up"].T @ (look["down"].T @ far) + look["gain"] * trail
-        away = [far @ self._stored("key", layer, head, place) / len(query) ** 0.5 + offset for place in kept]
+        away = [
+            far @ self._stored("key", layer, head, place) / len(query) ** 0.5 + offset - slope * newer / len(kept)
+            for newer, place in zip(range(len(kept) - 1, -1, -1), kept, strict=True)
+        ]
         scores = torch.stack([*scores, *away])
         values = torch.stack([*values, *(self._stored("value", layer, head, place) for place in kept)])
         return scores.softmax(0) @ values
