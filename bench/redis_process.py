@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 import shutil
 import signal
 import socket
@@ -222,7 +222,8 @@ class RedisClusterProcesses:
 def free_port() -> int:
     """A TCP port of loopback that nobody listens on."""
     while True:
-        port = random.choice(_PORTS)
+        # Not from `random`: test processes side by side seed it alike, and would choose the same port at the same moment.
+        port = secrets.choice(_PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
