@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple, TypeVar
 
 import structlog
 
 from server.admission import Admission
+from server.appends import Appends, Tags, Wait
 from server.catalog import chosen, offer_of
 from server.claims import Claims
 from server.errors import (
@@ -39,23 +40,19 @@ from server.messages import (
     SamplingParams,
 )
 from server.metrics import ServiceMetrics
-from server.pieces import pieces
 from server.pool.base import Pool
 from server.settings import Settings
 from server.store.base import Durability, Page, SessionRecord, Store
 from server.transfers import Exported, Transfers
 from server.workload import Workload
 
-Wait = Literal["memory", "journal"]
-Tags = frozenset[str] | None
-"""ETags of which a session's must be one; None where any will do."""
 Lifetime = int | Literal["keep"] | None
 Expected = TypeVar("Expected", bound=Answer)
 
 _SYSTEM = "system message"
+"""Operation id of a session's first message: not one that a client can send, for it has a space."""
 _MEASURE_SECONDS = 2.0
 """How long workers may take to give their figures."""
-"""Operation id of a session's first message: not one that a client can send, for it has a space."""
 
 
 class Resumed(NamedTuple):
@@ -63,16 +60,6 @@ class Resumed(NamedTuple):
 
     session_id: str
     events: Events
-
-
-@dataclass(frozen=True)
-class Taken:
-    """How much of a streamed text has been acknowledged."""
-
-    size: int = 0
-    """Bytes of UTF-8."""
-    tokens: int = 0
-    position: int = 0
 
 
 class Service(Workload):
@@ -88,6 +75,7 @@ class Service(Workload):
         self._claims = Claims(store)
         places = settings.resident_sessions * len(settings.device) + settings.max_waiting
         self._admission = Admission(places, settings.max_requests_per_tenant)
+        self._appends = Appends(pool, self)
         self._generations = Generations(pool, store, self, self._admission)
         self.metrics.gauge("requests_under_way", "Appends and generations, those that wait included.", self._under_way)
         self._transfers = Transfers(settings, pool, store, self._claims)
@@ -159,7 +147,7 @@ class Service(Workload):
     async def _with_system(self, record: SessionRecord, system: str, op_id: str | None) -> SessionRecord:
         message = ChatMessage(role="system", content=system)
         try:
-            await self._append(Append(session_id=record.id, messages=(message,), op_id=_SYSTEM, wait="journal"))
+            await self._appends.append(Append(session_id=record.id, messages=(message,), op_id=_SYSTEM, wait="journal"))
         except BaseException as error:
             # Nobody has seen its id yet: half a session would stay behind unnoticed. With an operation id, a repeat finishes
             # what only failed for a while, maybe after all has taken place; it would miss what was deleted here.
@@ -282,7 +270,7 @@ class Service(Workload):
         """Take text or messages in."""
         await self.enter(tenant, session_id)
         with self._admission.place(tenant):
-            return await self._append(
+            return await self._appends.append(
                 Append(session_id=session_id, text=text, messages=messages, op_id=op_id, wait=wait, if_match=if_match)
             )
 
@@ -303,38 +291,7 @@ class Service(Workload):
         """
         await self.enter(tenant, session_id)
         with self._admission.place(tenant):
-            return await self._append_pieces(session_id, chunks, op_id, wait, if_match)
-
-    async def _append_pieces(
-        self, session_id: str, chunks: AsyncIterator[bytes], op_id: str, wait: Wait, if_match: Tags
-    ) -> Appended:
-        taken, answer = Taken(), None
-        try:
-            async with aclosing(pieces(chunks)) as cut:
-                async for piece in cut:
-                    self.refuse_if_draining()
-                    answer = await self._append(
-                        Append(
-                            session_id=session_id,
-                            text=piece.text,
-                            op_id=f"{op_id}/{piece.index}",
-                            wait=wait if piece.last else "journal",
-                            if_match=None if piece.index else if_match,
-                        )
-                    )
-                    size = taken.size + len(piece.text.encode())
-                    taken = Taken(size, taken.tokens + answer.tokens, answer.position)
-        except ServerError as error:
-            raise _with_account(error, taken) from None
-        finally:
-            self._log.info("text taken in", session_id=session_id, bytes=taken.size, tokens=taken.tokens)
-        if answer is None:
-            raise InvalidRequest("the body is empty: there is no text to append")
-        return answer.model_copy(update={"tokens": taken.tokens, "op_id": op_id})
-
-    async def _append(self, request: Append) -> Appended:
-        with self.at_work():
-            return _expect(Appended, await self.pool.call(request))
+            return await self._appends.append_stream(session_id, chunks, op_id, wait, if_match)
 
     async def generate(
         self,
@@ -403,11 +360,3 @@ def _expect(kind: type[Expected], answer: Answer) -> Expected:
     if not isinstance(answer, kind):
         raise Internal(f"a worker answered with {answer.kind} where {kind.__name__} was due")
     return answer
-
-
-def _with_account(error: ServerError, taken: Taken) -> ServerError:
-    """The error, saying also what of the stream is kept."""
-    kept = f"{taken.size} bytes ({taken.tokens} tokens, position {taken.position}) were taken in and are kept"
-    if not taken.size:
-        kept = "nothing of the body was taken in"
-    return type(error)(f"{error.message}; {kept}", param=error.param, code=error.code, retry_after=error.retry_after)

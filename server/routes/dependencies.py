@@ -9,10 +9,11 @@ from fastapi import Depends, Header
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from server.appends import Tags
 from server.auth import tenant_of
 from server.errors import InvalidRequest
 from server.schemas import VISIBLE, ErrorBody
-from server.service import Service, Tags
+from server.service import Service
 
 COMPONENTS = "#/components/schemas/{model}"
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
+from server.appends import Tags
 from server.bodies import media_type, read_json
 from server.disconnects import ClientGone
 from server.ids import new_id
@@ -23,7 +24,6 @@ from server.routes.dependencies import (
     quoted,
 )
 from server.schemas import AppendBody, SegmentBody, chat
-from server.service import Tags
 
 router = APIRouter(tags=["segments"], responses=ERRORS)
 
