@@ -75,7 +75,7 @@ redis:
 	@$(PYTHON) -m venv .venv || { echo "Could not create .venv. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@touch $@
 
-.venv/.server: .venv/.python pyproject.toml clients/python/pyproject.toml models/native/kernels.cpp
+.venv/.server: .venv/.python pyproject.toml clients/python/pyproject.toml $(wildcard models/native/*.cpp models/native/*.h)
 	@echo "Installing the server and the client with their dependencies (torch is large: the first time takes minutes)"
 	@command -v c++ >/dev/null || echo "There is no C++ compiler: long texts will be read a quarter more slowly. On Debian and Ubuntu: sudo apt-get install g++, then make again after 'make clean'"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -e clients/python

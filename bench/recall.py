@@ -74,7 +74,9 @@ def offer_reader(model: str, offer: str) -> Reader:
     chosen: dict[str, Any] = json.loads(offer) if offer.startswith("{") else {"memory": offer}
     adapter = Path(chosen["adapter"]) if "adapter" in chosen else None
     [loaded] = load_offers(
-        [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)], dtype=torch.bfloat16
+        [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)],
+        dtype=torch.bfloat16,
+        quantize=chosen.get("weights") == "int8",
     ).values()
     return memory_reader(chosen["memory"], loaded)
 

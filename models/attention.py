@@ -84,7 +84,8 @@ class Far:
     """Keys and values that a memory adds to the softmax of some heads.
 
     `heads` lists the key/value heads (r of them). `keys` and `values` are (B, r, C, d), in the compute dtype or as
-    integers with `key_scale` and `value_scale` (B, r, C), and a grid for either if need be. `visible` (B, r, C) is False where
+    integers (int8, or uint8 with two of `pack_codes` a byte) with `key_scale` and `value_scale` (B, r, C), and a grid for either if
+    need be. `visible` (B, r, C) is False where
     nothing is stored; None means that all is visible. Keys carry no rotation: they lie at one fixed distance W. `query`
     (B, r, G, t, d) is what they are asked for, None: what queries at that distance are. `offset` (B, r, G, t), wide, is added to a
     query's scaled far scores; `slope` (B, r, G, t), wide, times a key's `age` (B, C), wide, is taken from them.
@@ -133,6 +134,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 
     `bias` (B, 1, G*T, N), in the query's dtype, is 0 where a key is seen and -inf where it is not.
     """
+    if native.suits_few(query, keys, values):
+        return native.attend_few(query, keys, values, bias)
     flat = query.flatten(2, 3)
     if query.shape[3] >= _LONG and native.suits(flat, keys, values, bias):
         found: Tensor = native.attend(flat, keys, values, bias)[0]
@@ -183,7 +186,8 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
     asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
-    away = _scores(asking, far.keys.to(query.dtype))  # (B, r, G*T, C)
+    far_keys, far_values = (_codes(x).to(query.dtype) for x in (far.keys, far.values))
+    away = _scores(asking, far_keys)  # (B, r, G*T, C)
     if far.key_scale is not None:
         away = away * far.key_scale[:, :, None, :]
     if offset is not None:
@@ -200,7 +204,7 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
     if far.value_scale is not None:
         weight_far = weight_far * far.value_scale[:, :, None, :]
     out: Tensor = weight_near.to(values.dtype) @ values
-    found = weight_far.to(values.dtype) @ far.values.to(values.dtype)
+    found = weight_far.to(values.dtype) @ far_values
     return (out + _off_grid(found, share, far.value_grid).to(out.dtype)).view(query.shape)
 
 
@@ -228,7 +232,7 @@ def _attend_in_two_passes(
     if far.visible is not None:
         hidden = torch.zeros_like(far.visible, dtype=query.dtype).masked_fill(~far.visible, -torch.inf)
         far_bias = hidden[:, :, None, :].expand(-1, -1, near.shape[2], -1)
-    far_keys, far_values = far.keys.to(query.dtype), far.values.to(query.dtype)
+    far_keys, far_values = (_codes(x).to(query.dtype) for x in (far.keys, far.values))
     if far.key_scale is not None:
         far_keys = far_keys * far.key_scale[..., None].to(query.dtype)
     if far.value_scale is not None:
@@ -252,6 +256,19 @@ def _attend_in_two_passes(
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
+
+
+def pack_codes(x: Tensor) -> Tensor:
+    """x (..., d) rounded to the sixteen odd numbers from −15 to 15, two a byte: (..., d/2) uint8."""
+    low, high = ((x + 15) / 2).round().clamp(0, 15).to(torch.uint8).chunk(2, dim=-1)
+    return low | (high << 4)
+
+
+def _codes(x: Tensor) -> Tensor:
+    """What `pack_codes` packed, int8; anything else as it is."""
+    if x.dtype != torch.uint8:
+        return x
+    return torch.cat((x & 15, x >> 4), dim=-1).view(torch.int8) * 2 - 15
 
 
 def _on_grid(query: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor | None]:

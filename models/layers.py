@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from models import native
 from models.config import ModelConfig
 from models.lora import AttentionLora
 
@@ -62,6 +65,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Projected:
+    """What a layer's attention works with: queries (B, H, T, d), as projected and turned by their positions, and turned keys and
+    values (B, K, T, d), all in the compute dtype."""
+
+    query: Tensor
+    near_query: Tensor
+    key: Tensor
+    value: Tensor
+
+
 class Layer(nn.Module):
     """Weights of one decoder layer, projections that read the same input fused. Hidden vectors x (B, T, D) are wide."""
 
@@ -79,7 +93,8 @@ class Layer(nn.Module):
         self.attention_norm = weight("input_layernorm")
         self.mlp_norm = weight("post_attention_layernorm")
         self.lora: AttentionLora | None = None
-        self._config = config
+        self.dense: native.DenseLayer | None = None
+        self.config = config
 
     def adapted(self, lora: AttentionLora) -> Layer:
         """A layer over the same weights with `lora` beside them, which can be trained."""
@@ -99,9 +114,26 @@ class Layer(nn.Module):
         layer.lora = None
         return layer
 
+    def begin(self, x: Tensor, cos: Tensor, sin: Tensor) -> Projected:
+        """The half before attention, for tokens at the positions of a rotary table."""
+        query, key, value = self.project(x)
+        return Projected(query, rotate(query, cos, sin), rotate(key, cos, sin), value)
+
+    def end(self, x: Tensor, heads: Tensor, recompute: bool = False) -> Tensor:
+        """The half behind it, given what its heads (B, H, T, d) found: the next layer's x. This one's may be overwritten.
+
+        `recompute` is whether a backward pass computes the feed-forward network again instead of keeping what it went through.
+        """
+        x = x + self.mix(heads)
+        if not (recompute and x.requires_grad):
+            return x + self.feed_forward(x)
+        added = checkpoint(self.feed_forward, x, use_reentrant=False)
+        assert isinstance(added, Tensor)
+        return x + added
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, d), keys and values (B, K, T, d) without rotation, in the weights' dtype."""
-        config = self._config
+        config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         normed = rms_norm(x, self.attention_norm, config.rms_norm_eps).to(self.qkv.dtype)
         qkv = F.linear(normed, self.qkv)
@@ -121,6 +153,19 @@ class Layer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """What the SwiGLU network (arXiv 2002.05202) adds to the residual stream, (B, T, D) wide."""
-        normed = rms_norm(x, self.mlp_norm, self._config.rms_norm_eps).to(self.gate_up.dtype)
+        normed = rms_norm(x, self.mlp_norm, self.config.rms_norm_eps).to(self.gate_up.dtype)
         gate, up = F.linear(normed, self.gate_up).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, self.down).to(x.dtype)
+
+
+class Head(nn.Module):
+    """The last norm, and the matrix that makes scores of tokens of what it gives."""
+
+    def __init__(self, norm: nn.Parameter, matrix: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.norm, self.matrix, self.eps = norm, matrix, eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Wide logits (..., V) of hidden outputs (..., D), wide."""
+        normed = rms_norm(hidden, self.norm, self.eps).to(self.matrix.dtype)
+        return F.linear(normed, self.matrix).to(wide(self.matrix.dtype))

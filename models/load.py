@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from models.config import MemoryConfig, fingerprint
 from models.errors import ConfigError
 from models.memory import MECHANISMS
 from models.memory.base import find_mechanism
+from models.quantized import Quantizer
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint, load_checkpoint
@@ -53,19 +54,26 @@ def load_offers(
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
+    quantize: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[tuple[str, str], LoadedModel]:
     """Every pair, by (model, memory). A model that several pairs name is read once and its weights are shared.
 
+    `quantize` rounds the weights to eight bits (`models.quantized`); states are the same in kind.
+
     Raises `CheckpointError`, `TokenizerError` or `ConfigError`.
     """
     loaded: dict[tuple[str, str], LoadedModel] = {}
+    quantizer = Quantizer() if quantize else None
     read: dict[str, tuple[Checkpoint, Weights]] = {}
     for offer in offers:
         if offer.model not in read:
             checkpoint = load_checkpoint(offer.model, dtype=dtype, device=device, say=say)
             read[offer.model] = checkpoint, weights_of(checkpoint)
-        loaded[offer.model, offer.memory] = load_offer(*read[offer.model], offer)
+        pair = load_offer(*read[offer.model], offer)
+        if quantizer is not None:
+            pair = replace(pair, decoder=quantizer.quantize(pair.decoder))
+        loaded[offer.model, offer.memory] = pair
     return loaded
 
 

@@ -40,6 +40,9 @@ class MemoryState:
     `Decoder.forward` consumes the state it is given and returns it: clone first to keep the old value.
     """
 
+    in_place = True
+    """Whether a write changes tensors that are there."""
+
     def __init__(self, tensors: Mapping[str, Tensor], rows: Tensor | None = None) -> None:
         self._tensors = dict(tensors)
         self._rows = rows
@@ -83,6 +86,10 @@ class MemoryState:
         """`tensor[:, *index] = value` for the selected rows."""
         rows: Index = slice(None) if self._rows is None else self._rows
         self._tensors[name][(rows, *index)] = value
+
+    def located(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A tensor of all sessions, and which of them are the selected rows, (B,); None: the first B."""
+        return self._tensors[name], self._rows
 
     def read_at(self, name: str, layer: int, places: Tensor) -> Tensor:
         """Entries of a (B, L, K, N, ...) tensor at N-places that differ by row: places (B, n) -> (B, K, n, ...)."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models import native
 from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
 from models.config import ModelConfig, fingerprint
-from models.layers import Layer, Rotary, rms_norm, rotate, wide
+from models.layers import Head, Layer, Projected, Rotary, wide
 from models.lora import AttentionLora
 from models.memory.base import Memory
 from models.memory.ring import Piece, Ring
@@ -31,9 +32,10 @@ class Weights(nn.Module):
         self.config = config
         embedding = tensors["model.embed_tokens.weight"]
         self.embedding = nn.Parameter(embedding, requires_grad=False)
-        self.norm = nn.Parameter(tensors["model.norm.weight"], requires_grad=False)
-        head = embedding if config.tie_word_embeddings else tensors["lm_head.weight"]
-        self.head = self.embedding if config.tie_word_embeddings else nn.Parameter(head, requires_grad=False)
+        norm = nn.Parameter(tensors["model.norm.weight"], requires_grad=False)
+        tied = config.tie_word_embeddings
+        matrix = self.embedding if tied else nn.Parameter(tensors["lm_head.weight"], requires_grad=False)
+        self.head = Head(norm, matrix, config.rms_norm_eps)
         self.layers = nn.ModuleList(
             Layer(config, tensors, f"model.layers.{index}") for index in range(config.num_layers)
         )
@@ -50,12 +52,21 @@ class Weights(nn.Module):
         found = {index: self.layer(index).lora for index in range(len(self.layers))}
         return {index: lora for index, lora in found.items() if lora is not None}
 
-    def with_layers(self, changed: Mapping[int, Layer]) -> Weights:
-        """The same weights but for some layers, by index; nothing is copied."""
+    def with_layers(self, changed: Mapping[int, Layer], head: nn.Module | None = None) -> Weights:
+        """The same weights but for some layers, by index, and the head, if one is given; nothing is copied."""
         weights = copy.copy(self)
         layers = [changed.get(index, layer) for index, layer in enumerate(self.layers)]
-        weights._modules = {**self._modules, "layers": nn.ModuleList(layers)}
+        weights._modules = {**self._modules, "layers": nn.ModuleList(layers), "head": head or self.head}
         return weights
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Neighbouring layers; `native` if few tokens can go through all of them in one call: none of them sees more than the ring."""
+
+    begin: int
+    end: int
+    native: native.Stack | None = None
 
 
 class Decoder(nn.Module):
@@ -77,6 +88,7 @@ class Decoder(nn.Module):
         self._ring = Ring(
             self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows, memory.looks_back
         )
+        self._stacks = self._stacked()
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)
 
@@ -144,60 +156,82 @@ class Decoder(nn.Module):
         positions = position[:, None] + torch.arange(length, device=tokens.device)
         cos, sin = self.weights.rotary.table(positions)
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
-        for index in range(depth):
-            layer = self.weights.layer(index)
-            x = x + self._attention(index, layer, x, cos, sin, pieces, state)
-            x = x + self._feed_forward(layer, x)
-            if index == self.memory.listens:
+        for stack in self._stacks:
+            if stack.begin >= depth:
+                break
+            if stack.native is not None and len(pieces) == 1 and length < native.FEW and state.in_place:
+                self._pass_through(stack, x, cos, sin, pieces[0], state)
+                continue
+            for index in range(stack.begin, stack.end):
+                layer = self.weights.layer(index)
+                found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
+                # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
+                x = layer.end(x, found, self.recompute)
+            if stack.end - 1 == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", position + length)
         state.write("hidden", x[:, -1])
         return x, state
 
-    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
-        if not (self.recompute and x.requires_grad):
-            return layer.feed_forward(x)
-        # Attention is kept: it writes into the state, and must not do so twice.
-        added = checkpoint(layer.feed_forward, x, use_reentrant=False)
-        assert isinstance(added, Tensor)
-        return added
-
     def read_out(self, hidden: Tensor) -> Tensor:
         """Wide logits (..., V) of hidden outputs (..., D)."""
-        normed = rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps).to(self.dtype)
-        return F.linear(normed, self.weights.head).to(wide(self.dtype))
+        logits: Tensor = self.weights.head(hidden)
+        return logits
+
+    def _stacked(self) -> list[_Stack]:
+        """The layers, cut behind those that the memory listens to, and around those whose queries see it."""
+        memory, count = self.memory, self.config.num_layers
+        alone = [index for index in range(count) if memory.reads(index)]
+        cuts = {0, count, *alone, *(index + 1 for index in alone)}
+        if memory.listens is not None:
+            cuts.add(memory.listens + 1)
+        stacks = []
+        for begin, end in pairwise(sorted(cuts)):
+            dense = [layer.dense for layer in map(self.weights.layer, range(begin, end)) if layer.dense is not None]
+            plain = len(dense) == end - begin and begin not in alone
+            stacks.append(_Stack(begin, end, native.Stack(dense) if plain else None))
+        return stacks
+
+    def _pass_through(
+        self, stack: _Stack, x: Tensor, cos: Tensor, sin: Tensor, piece: Piece, state: MemoryState
+    ) -> None:
+        """Change x into what the layers of a stack make of it."""
+        assert stack.native is not None
+        (keys, rows), (values, _) = state.located("ring_keys"), state.located("ring_values")
+        layers = slice(stack.begin, stack.end)
+        stack.native.run(x, cos, sin, keys[:, layers], values[:, layers], rows, piece.places, piece.bias)
+        if piece.fold is not None or piece.finish is not None:
+            for index in range(stack.begin, stack.end):
+                self._write(index, self.weights.layer(index), piece)
 
     def _attention(
         self,
         index: int,
         layer: Layer,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        asked: Projected,
         pieces: list[Piece],
         state: MemoryState,
     ) -> Tensor:
-        query, key, value = layer.project(x)
-        near_query = rotate(query, cos, sin)
-        key = rotate(key, cos, sin)
+        """What the heads of a layer find, (B, H, T, d)."""
         outs = []
         for piece in pieces:
             span = slice(piece.begin, piece.end)
-            state.write_at("ring_keys", index, piece.places, key[:, :, span])
-            state.write_at("ring_values", index, piece.places, value[:, :, span])
-            outs.append(self._attend(index, piece, query[:, :, span], near_query[:, :, span], state))
+            state.write_at("ring_keys", index, piece.places, asked.key[:, :, span])
+            state.write_at("ring_values", index, piece.places, asked.value[:, :, span])
+            outs.append(self._attend(index, piece, asked.query[:, :, span], asked.near_query[:, :, span], state))
             with torch.set_grad_enabled(torch.is_grad_enabled() or self.memory_learns):
-                self._write(index, layer, piece, query[:, :, span])
+                self._write(index, layer, piece, asked.query[:, :, span])
         out = torch.cat(outs, dim=3) if len(outs) > 1 else outs[0]  # (B, K, G, T, d)
-        return layer.mix(out.flatten(1, 2))
+        return out.flatten(1, 2)
 
-    def _write(self, index: int, layer: Layer, piece: Piece, query: Tensor) -> None:
-        """Give the memory what a piece with these queries (B, H, t, d) has completed, and what it has driven out of the ring."""
+    def _write(self, index: int, layer: Layer, piece: Piece, query: Tensor | None = None) -> None:
+        """Give the memory what a piece has completed, and what it has driven out of the ring; for its losses it wants to see the
+        piece's queries (B, H, t, d)."""
         if piece.finish is not None:
             self.memory.finish(index, layer, piece.finish.state, self._ring.finished(index, piece.finish))
         if piece.fold is not None:
             evicted = self._ring.evict(index, piece.fold)
-            if self.memory.losses is not None:
+            if self.memory.losses is not None and query is not None:
                 groups = (self.config.num_kv_heads, self.config.queries_per_kv)
                 evicted = replace(evicted, queries=query.unflatten(1, groups))
             self.memory.fold(index, piece.fold.state, evicted)
@@ -223,6 +257,8 @@ class Decoder(nn.Module):
             joined = attend_beside(near, keys_of, values_of, piece.bias, found)
         else:
             far_query = asked.far[:, chosen] if found.query is None else found.query
+            if native.suits_few(asked.near, keys, values, far_query, found):
+                return native.attend_few(asked.near, keys, values, piece.bias, far_query, found)
             joined = attend_jointly(near, keys_of, values_of, piece.bias, far_query, found)
         others = [head for head in range(kv_heads) if head not in chosen]
         if not others:

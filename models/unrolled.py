@@ -17,6 +17,8 @@ class UnrolledState(MemoryState):
     it changes. All rows must stand at the same position: folds then take all of them or none.
     """
 
+    in_place = False
+
     def __init__(self, parts: Mapping[str, list[Tensor]], whole: Mapping[str, Tensor]) -> None:
         super().__init__(whole)
         self._parts = {name: list(tensors) for name, tensors in parts.items()}

@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     calibration: Path | None = Field(
         None, description="File that `calibrate` wrote for the default model; none for the one in the package."
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Precision of the weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="Precision of the weights; with int8 the rest is bfloat16."
+    )
 
     device: Annotated[tuple[str, ...], NoDecode] = Field(
         ("auto",),

@@ -117,6 +117,10 @@ class Memory(nn.Module, ABC):
     def spec(self) -> Spec:
         """The tensors it keeps for a session, beside the ring."""
 
+    def reads(self, layer: int) -> bool:
+        """Whether the layer's queries may ever see anything beyond the ring."""
+        return True
+
     @abstractmethod
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """What the layer's queries see beyond the ring; None where there is nothing yet."""

@@ -83,6 +83,10 @@ class Compressive(Memory):
         """Keys without rotation and values, (layers, K, n_cm, d) each."""
         return self._queue.spec(self._size, self._dtype)
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._layers
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The filled entries; they are filled from the front."""
         if layer not in self._layers:

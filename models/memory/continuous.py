@@ -112,6 +112,10 @@ class Continuous(Memory):
             spec["continuous_looked"] = TensorSpec((count, config.bins), self._wide)
         return spec
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._layers
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The expectation of the values' signal under each query's density."""
         filled = [count > self.config.sinks for count in asked.folded]

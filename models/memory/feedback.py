@@ -86,6 +86,10 @@ class Feedback(Memory):
             "feedback_values": projected,
         }
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._layers
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The feedback after the last finished block, seen by all heads at the positions of that block's last tokens."""
         if layer not in self._layers or not any(asked.finished):
@@ -168,8 +172,7 @@ def _through(weights: Layer, x: Tensor, query: Tensor, keys: Tensor, values: Ten
     """What a layer makes of x (B, n, D), whose query (B, H, n, d) sees all of keys and values (B, K, N, d): (B, n, D)."""
     grouped = query.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (B, K, G*n, d)
     heads = F.scaled_dot_product_attention(grouped, keys, values).view(query.shape)
-    x = x + weights.mix(heads)
-    return x + weights.feed_forward(x)
+    return weights.end(x.clone(), heads)
 
 
 MECHANISM = Mechanism("feedback", FeedbackConfig, Feedback)

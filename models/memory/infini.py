@@ -97,6 +97,10 @@ class Infini(Memory):
         shape = (len(self._layers), self._kv_heads, self._size, self._size)
         return {"infini_memory": TensorSpec(shape, self._wide)}
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._layers
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """What the matrices return for the queries, joined by the gate."""
         filled = [count > self.config.sinks for count in asked.folded]  # sinks alone write nothing

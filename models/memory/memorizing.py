@@ -78,6 +78,10 @@ class Memorizing(Memory):
         """Keys without rotation (normalised for the learned gate) and values, (layers, K, M, d) each."""
         return self._queue.spec(self._size, self._dtype)
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._layers
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """Attention to the k nearest of the filled entries; they are filled from the front."""
         if layer not in self._layers:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Before, Beside, Far, Grid, Recent
+from models.attention import Asked, Before, Beside, Far, Grid, Recent, pack_codes
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
@@ -132,6 +132,10 @@ class Slots(Memory):
     def _quantized(self) -> bool:
         return self._dtype in (torch.int8, torch.uint8)
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return layer in self._heads
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The filled slots of the layer's retrieval heads; they are filled from the front."""
         if layer not in self._heads:
@@ -150,8 +154,8 @@ class Slots(Memory):
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
             heads=self._heads[layer],
-            keys=_unpacked(keys) if self._packed else keys,
-            values=_unpacked(values) if self._packed else values,
+            keys=keys,
+            values=values,
             visible=None if alike else state.read("slot_score", heads, used) > -torch.inf,
             key_scale=state.read("slot_key_scale", heads, used).to(self._wide) if self._quantized else None,
             value_scale=state.read("slot_value_scale", heads, used).to(self._wide) if self._quantized else None,
@@ -253,24 +257,13 @@ class Slots(Memory):
         if self._packed:
             scale = scale.to(torch.bfloat16)
         steps = x / scale.to(self._wide)[..., None]  # what a reader will multiply by
-        return {f"{name}s": _packed(steps) if self._packed else steps.round().to(torch.int8), f"{name}_scale": scale}
+        return {f"{name}s": pack_codes(steps) if self._packed else steps.round().to(torch.int8), f"{name}_scale": scale}
 
 
 def _grid(x: Tensor) -> Grid:
     """Of centre and spread as they lie in the state, (B, r, 2, d)."""
     centre, spread = x.unbind(dim=2)
     return Grid(centre, spread)
-
-
-def _packed(x: Tensor) -> Tensor:
-    """x (..., d) rounded to the sixteen odd numbers from −15 to 15, two a byte: (..., d/2) uint8."""
-    low, high = ((x + 15) / 2).round().clamp(0, 15).to(torch.uint8).chunk(2, dim=-1)
-    return low | (high << 4)
-
-
-def _unpacked(x: Tensor) -> Tensor:
-    """The reverse of `_packed`, int8."""
-    return torch.cat((x & 15, x >> 4), dim=-1).view(torch.int8) * 2 - 15
 
 
 def _runs(positions: list[int], tokens: list[int]) -> tuple[tuple[int, tuple[int, ...]], ...]:

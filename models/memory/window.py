@@ -20,6 +20,10 @@ class Window(Memory):
         """Nothing beside the ring."""
         return {}
 
+    def reads(self, layer: int) -> bool:
+        """See `Memory.reads`."""
+        return False
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """Nothing beyond the ring."""
         return None

@@ -26,7 +26,8 @@ class Runners:
     def __init__(self, settings: Settings, worker: int) -> None:
         self._settings, self._worker = settings, worker
         self._device = _device(settings.device[worker])
-        self._dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
+        self._quantize = settings.dtype == "int8"
+        self._dtype = DTYPES["float32" if settings.dtype == "float32" else "bfloat16"]
         self._by_pair: dict[Pair, Runner] = {}
 
     def bind_thread(self) -> None:
@@ -42,6 +43,7 @@ class Runners:
             [Offer(*served.pair, served.options, served.calibration, served.adapter) for served in pairs],
             dtype=self._dtype,
             device=self._device,
+            quantize=self._quantize,
         )
         rows = self._settings.resident_sessions
         self._by_pair = {served.pair: Runner(served.pair, loaded[served.pair], self._device, rows) for served in pairs}
@@ -52,7 +54,7 @@ class Runners:
             worker=self._worker,
             offers=tuple(runner.offered for runner in self._by_pair.values()),
             device=str(self._device),
-            dtype=str(self._dtype).removeprefix("torch."),
+            dtype="int8" if self._quantize else str(self._dtype).removeprefix("torch."),
             kernels="native" if native.available(self._device, self._dtype) else "torch",
         )
 

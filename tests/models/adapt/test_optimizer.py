@@ -23,7 +23,7 @@ def test_gates_learn_faster_than_the_rest_and_do_not_decay() -> None:
     gate, initial = of[id(names["memory.gate"])], of[id(names["memory.initial"])]
     assert (gate["lr"], gate["weight_decay"]) == (1e-2, 0)
     assert (initial["lr"], initial["weight_decay"]) == (1e-3, 0.01)
-    assert of[id(names["weights.norm"])]["weight_decay"] == 0
+    assert of[id(names["weights.head.norm"])]["weight_decay"] == 0
 
 
 def test_what_else_a_memory_learns_has_a_rate_of_its_own_if_wanted() -> None:
@@ -32,7 +32,7 @@ def test_what_else_a_memory_learns_has_a_rate_of_its_own_if_wanted() -> None:
     of = {id(weight): group["lr"] for group in groups for weight in group["params"]}
     rates = {name: of[id(weight)] for name, weight in model.memory.named_parameters()}
     assert rates == {"mean": 0.5, "spread": 0.5, "mean_bias": 1e-2, "spread_bias": 1e-2, "gate": 1e-2}
-    assert of[id(model.weights.head)] == 1e-3
+    assert of[id(model.weights.head.matrix)] == 1e-3
 
 
 def test_frozen_weights_are_left_out() -> None:

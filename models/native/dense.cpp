@@ -1,0 +1,452 @@
+// The dense half of a decoder layer in eight-bit integers, for processors with AVX-512 VNNI: projections and feed-forward network.
+//
+// Weights have one scale an output, activations one for every 64 inputs: a token's largest numbers stand in few places, and one scale
+// for all of them would cost ten times the error. Sums of products are exact int32; everything else is float32.
+//
+// Plain C functions, called through ctypes; see models/native/dense.py.
+
+#include <cstdint>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "few.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int kRows = 6;     // rows by two vectors of int32 and of float32 sums each: 24 of 32 registers
+constexpr int kPanel = 32;   // outputs whose weights stay in the first cache while all rows pass
+constexpr int kGroup = 64;   // inputs that share a scale
+constexpr int kBlock = 48;   // rows whose hidden activations stay in the second cache
+constexpr int kFew = 32;     // rows a thread, below which threads divide the outputs and not the rows
+
+}  // namespace
+
+// `codes` are weights plus 128 as [outputs / 32][inputs / 4][32][4], so that four neighbouring inputs meet in one 32-bit lane.
+struct Packed {
+  const uint8_t* codes;
+  const float* scale;  // of each output
+  int64_t outputs;
+  int64_t inputs;
+};
+
+// What all calls for one layer share. `query` to `value` are written as (batch, heads, length, size) bfloat16 each.
+struct Project {
+  const float* x;  // (batch * length, inputs)
+  const float* norm;
+  float eps;
+  Packed weights;
+  const float* cos;  // (batch * length, size / 2)
+  const float* sin;
+  int64_t heads, kv_heads, size, length, rows;
+  uint16_t *query, *near, *key, *value;
+};
+
+struct Finish {
+  float* x;  // (batch * length, inputs): what attention and network add is added to it
+  const uint16_t* heads;
+  int64_t batch_stride, head_stride, row_stride;  // of `heads`, in elements
+  int64_t length, size, rows;
+  Packed out;
+  const float* norm;
+  float eps;
+  Packed gate_up;  // each panel: 16 gates and the 16 numbers they let through
+  Packed down;
+};
+
+struct ReadOut {
+  const float* x;
+  const float* norm;
+  float eps;
+  Packed weights;
+  int64_t rows;
+  float* logits;
+};
+
+struct LayerWeights {
+  const float *attention_norm, *mlp_norm;
+  Packed qkv, out, gate_up, down;
+};
+
+// Neighbouring layers whose heads see the ring and nothing else, for few tokens.
+struct Layers {
+  float* x;  // (batch * length, inputs), in and out
+  const LayerWeights* layers;
+  int64_t number;
+  float eps;
+  const float *cos, *sin;     // (batch * length, size / 2)
+  char *keys, *values;        // the ring of session 0 in the first of the layers
+  int64_t session_stride, layer_stride, head_stride;  // in bytes
+  const int64_t* sessions;    // see `Few`
+  const int64_t* places;      // (batch, length): where in the ring tokens are written
+  const uint16_t* bias;       // (batch, groups * length, count)
+  int64_t batch, length, heads, kv_heads, size, count;
+};
+
+namespace {
+
+// Rows of activations in eight bits. What weights are too large by, 128, is taken back with `shift`.
+struct Rounded {
+  std::vector<int8_t> codes;
+  std::vector<float> scale;
+  std::vector<int32_t> shift;
+  int64_t inputs = 0;
+  int64_t groups = 0;
+
+  void resize(int64_t rows, int64_t width) {
+    inputs = width, groups = width / kGroup;
+    codes.resize(rows * inputs), scale.resize(rows * groups), shift.resize(rows * groups);
+  }
+};
+
+struct Scratch {
+  Rounded narrow, broad;
+  std::vector<float> wide;
+};
+
+NATIVE inline __m512 from_bfloat16(const uint16_t* data) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)data)), 16));
+}
+
+NATIVE inline void to_bfloat16(uint16_t* data, __m512 x) { _mm256_storeu_si256((__m256i*)data, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+// One group of 64 numbers. Where one of them is NaN or infinite the scale is NaN, and so is what comes of it.
+NATIVE inline void round_group(const __m512 (&x)[4], Rounded& to, int64_t row, int64_t group) {
+  const __m512 greatest = _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])),
+                                        _mm512_max_ps(_mm512_abs_ps(x[2]), _mm512_abs_ps(x[3])));
+  const float known = 0 * _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
+  const float scale = _mm512_reduce_max_ps(greatest) / 127;
+  const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
+  int8_t* codes = to.codes.data() + row * to.inputs + group * kGroup;
+  __m512i sum = _mm512_setzero_si512();
+  for (int i = 0; i < 4; ++i) {
+    const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
+    sum = _mm512_add_epi32(sum, steps);
+    _mm_storeu_si128((__m128i*)(codes + 16 * i), _mm512_cvtsepi32_epi8(steps));
+  }
+  to.scale[row * to.groups + group] = scale + known;
+  to.shift[row * to.groups + group] = -128 * _mm512_reduce_add_epi32(sum);
+}
+
+NATIVE void round_row(const float* x, Rounded& to, int64_t row) {
+  for (int64_t group = 0; group < to.groups; ++group) {
+    __m512 part[4];
+    for (int i = 0; i < 4; ++i) part[i] = _mm512_loadu_ps(x + group * kGroup + 16 * i);
+    round_group(part, to, row, group);
+  }
+}
+
+// The root-mean-square norm of a row, rounded.
+NATIVE void round_normed(const float* x, const float* weight, float eps, Rounded& to, int64_t row) {
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t k = 0; k < to.inputs; k += 16) {
+    const __m512 part = _mm512_loadu_ps(x + k);
+    squares = _mm512_fmadd_ps(part, part, squares);
+  }
+  const __m512 inverse = _mm512_set1_ps(1 / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / to.inputs + eps));
+  for (int64_t group = 0; group < to.groups; ++group) {
+    __m512 part[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t k = group * kGroup + 16 * i;
+      part[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + k), inverse), _mm512_loadu_ps(weight + k));
+    }
+    round_group(part, to, row, group);
+  }
+}
+
+// R rows times one panel: 32 outputs each, without the outputs' scales.
+template <int R>
+NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes, __m512 (&sums)[R][2]) {
+  const int8_t* first = x.codes.data() + row * x.inputs;
+  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int64_t group = 0; group < x.groups; ++group, first += kGroup) {
+    __m512i products[R][2];
+    for (int r = 0; r < R; ++r) products[r][0] = products[r][1] = _mm512_set1_epi32(x.shift[(row + r) * x.groups + group]);
+    for (int k = 0; k < kGroup; k += 4, codes += 4 * kPanel) {
+      const __m512i left = _mm512_loadu_si512(codes), right = _mm512_loadu_si512(codes + 64);
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        std::memcpy(&four, first + r * x.inputs + k, sizeof four);
+        const __m512i inputs = _mm512_set1_epi32(four);
+        products[r][0] = _mm512_dpbusd_epi32(products[r][0], left, inputs);
+        products[r][1] = _mm512_dpbusd_epi32(products[r][1], right, inputs);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const __m512 scale = _mm512_set1_ps(x.scale[(row + r) * x.groups + group]);
+      sums[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r][0]), scale, sums[r][0]);
+      sums[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r][1]), scale, sums[r][1]);
+    }
+  }
+}
+
+// What becomes of 32 outputs of a row.
+struct Store {
+  float* to;
+  int64_t width;
+  NATIVE inline void operator()(int64_t row, int64_t panel, __m512 left, __m512 right) const {
+    float* at = to + row * width + panel * kPanel;
+    _mm512_storeu_ps(at, left);
+    _mm512_storeu_ps(at + 16, right);
+  }
+};
+
+struct Add {
+  float* to;
+  int64_t width;
+  NATIVE inline void operator()(int64_t row, int64_t panel, __m512 left, __m512 right) const {
+    float* at = to + row * width + panel * kPanel;
+    _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), left));
+    _mm512_storeu_ps(at + 16, _mm512_add_ps(_mm512_loadu_ps(at + 16), right));
+  }
+};
+
+struct Gate {  // SwiGLU: silu(left) * right
+  float* to;
+  int64_t width;
+  NATIVE inline void operator()(int64_t row, int64_t panel, __m512 left, __m512 right) const {
+    const __m512 one = _mm512_set1_ps(1), zero = _mm512_setzero_ps();
+    const __m512 small = exponential(_mm512_sub_ps(zero, _mm512_abs_ps(left)));
+    const __m512 above = _mm512_div_ps(_mm512_mul_ps(left, right), _mm512_add_ps(one, small));
+    const __mmask16 negative = _mm512_cmp_ps_mask(left, zero, _CMP_LT_OQ);
+    _mm512_storeu_ps(to + row * width + panel * (kPanel / 2), _mm512_mask_mul_ps(above, negative, above, small));
+  }
+};
+
+template <int R, class Use>
+NATIVE inline void multiply_and_use(const Rounded& x, int64_t row, const Packed& weights, int64_t panel, const Use& use) {
+  __m512 sums[R][2];
+  multiply<R>(x, row, weights.codes + panel * kPanel * weights.inputs, sums);
+  const __m512 left = _mm512_loadu_ps(weights.scale + panel * kPanel), right = _mm512_loadu_ps(weights.scale + panel * kPanel + 16);
+  for (int r = 0; r < R; ++r) use(row + r, panel, _mm512_mul_ps(sums[r][0], left), _mm512_mul_ps(sums[r][1], right));
+}
+
+// One part of the outputs of `rows` rows.
+template <class Use>
+NATIVE void product(const Rounded& x, int64_t rows, const Packed& weights, int part, int parts, const Use& use) {
+  const int64_t panels = weights.outputs / kPanel;
+  for (int64_t panel = panels * part / parts; panel < panels * (part + 1) / parts; ++panel) {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows) multiply_and_use<kRows>(x, row, weights, panel, use);
+    switch (rows - row) {
+      case 5: multiply_and_use<5>(x, row, weights, panel, use); break;
+      case 4: multiply_and_use<4>(x, row, weights, panel, use); break;
+      case 3: multiply_and_use<3>(x, row, weights, panel, use); break;
+      case 2: multiply_and_use<2>(x, row, weights, panel, use); break;
+      case 1: multiply_and_use<1>(x, row, weights, panel, use); break;
+    }
+  }
+}
+
+// One head of one row turned by its position.
+NATIVE inline void rotate(const float* x, const float* cos, const float* sin, int64_t size, uint16_t* to) {
+  const int64_t half = size / 2;
+  for (int64_t d = 0; d < half; d += 16) {
+    const __m512 first = _mm512_loadu_ps(x + d), second = _mm512_loadu_ps(x + half + d);
+    const __m512 c = _mm512_loadu_ps(cos + d), s = _mm512_loadu_ps(sin + d);
+    to_bfloat16(to + d, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
+    to_bfloat16(to + half + d, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
+  }
+}
+
+NATIVE void place_heads(const Project& job, int64_t row, const float* qkv) {
+  const int64_t session = row / job.length, place = row % job.length, size = job.size;
+  const float *cos = job.cos + row * (size / 2), *sin = job.sin + row * (size / 2);
+  for (int64_t h = 0; h < job.heads; ++h, qkv += size) {
+    const int64_t at = ((session * job.heads + h) * job.length + place) * size;
+    for (int64_t d = 0; d < size; d += 16) to_bfloat16(job.query + at + d, _mm512_loadu_ps(qkv + d));
+    rotate(qkv, cos, sin, size, job.near + at);
+  }
+  for (int64_t h = 0; h < job.kv_heads; ++h, qkv += size) {
+    rotate(qkv, cos, sin, size, job.key + ((session * job.kv_heads + h) * job.length + place) * size);
+  }
+  for (int64_t h = 0; h < job.kv_heads; ++h, qkv += size) {
+    const int64_t at = ((session * job.kv_heads + h) * job.length + place) * size;
+    for (int64_t d = 0; d < size; d += 16) to_bfloat16(job.value + at + d, _mm512_loadu_ps(qkv + d));
+  }
+}
+
+NATIVE void round_heads(const Finish& job, int64_t row, Rounded& to, int64_t at) {
+  const uint16_t* heads = job.heads + row / job.length * job.batch_stride + row % job.length * job.row_stride;
+  for (int64_t group = 0; group < to.groups; ++group) {
+    __m512 part[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t k = group * kGroup + 16 * i;
+      part[i] = from_bfloat16(heads + k / job.size * job.head_stride + k % job.size);
+    }
+    round_group(part, to, at, group);
+  }
+}
+
+// All threads of a team that share the same rows wait for one another; one that has rows of its own need not.
+inline void meet(int parts) {
+  if (parts > 1) {
+#pragma omp barrier
+  }
+}
+
+void run(const Project& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
+  const int64_t rows = end - begin, width = job.weights.outputs;
+  for (int64_t r = part; r < rows; r += parts) {
+    round_normed(job.x + (begin + r) * job.weights.inputs, job.norm, job.eps, scratch.narrow, r);
+  }
+  meet(parts);
+  product(scratch.narrow, rows, job.weights, part, parts, Store{scratch.wide.data(), width});
+  meet(parts);
+  for (int64_t r = part; r < rows; r += parts) place_heads(job, begin + r, scratch.wide.data() + r * width);
+}
+
+void run(const Finish& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
+  const int64_t rows = end - begin, width = job.out.outputs, hidden = job.down.inputs;
+  float* x = job.x + begin * width;
+  for (int64_t r = part; r < rows; r += parts) round_heads(job, begin + r, scratch.narrow, r);
+  meet(parts);
+  product(scratch.narrow, rows, job.out, part, parts, Add{x, width});
+  meet(parts);
+  for (int64_t r = part; r < rows; r += parts) round_normed(x + r * width, job.norm, job.eps, scratch.narrow, r);
+  meet(parts);
+  product(scratch.narrow, rows, job.gate_up, part, parts, Gate{scratch.wide.data(), hidden});
+  meet(parts);
+  for (int64_t r = part; r < rows; r += parts) round_row(scratch.wide.data() + r * hidden, scratch.broad, r);
+  meet(parts);
+  product(scratch.broad, rows, job.down, part, parts, Add{x, width});
+}
+
+void run(const ReadOut& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
+  for (int64_t r = begin + part; r < end; r += parts) {
+    round_normed(job.x + r * job.weights.inputs, job.norm, job.eps, scratch.narrow, r - begin);
+  }
+  meet(parts);
+  product(scratch.narrow, end - begin, job.weights, part, parts,
+          Store{job.logits + begin * job.weights.outputs, job.weights.outputs});
+  meet(parts);
+}
+
+void prepare(const Project& job, int64_t rows, Scratch& scratch) {
+  scratch.narrow.resize(rows, job.weights.inputs);
+  scratch.wide.resize(rows * job.weights.outputs);
+}
+
+void prepare(const Finish& job, int64_t rows, Scratch& scratch) {
+  scratch.narrow.resize(rows, job.out.inputs);
+  scratch.broad.resize(rows, job.down.inputs);
+  scratch.wide.resize(rows * job.down.inputs);
+}
+
+void prepare(const ReadOut& job, int64_t rows, Scratch& scratch) { scratch.narrow.resize(rows, job.weights.inputs); }
+
+struct Heads {
+  std::vector<uint16_t> query, near, key, value, found;
+
+  void resize(const Layers& job) {
+    const int64_t numbers = job.batch * job.length * job.size;
+    query.resize(numbers * job.heads), near.resize(numbers * job.heads), found.resize(numbers * job.heads);
+    key.resize(numbers * job.kv_heads), value.resize(numbers * job.kv_heads);
+  }
+};
+
+void write_ring(const Layers& job, int64_t layer, const Heads& heads, int part, int parts) {
+  const int64_t bytes = job.size * sizeof(uint16_t);
+  for (int64_t i = part; i < job.batch * job.kv_heads; i += parts) {
+    const int64_t b = i / job.kv_heads, session = job.sessions == nullptr ? b : job.sessions[b];
+    const int64_t where = session * job.session_stride + layer * job.layer_stride + i % job.kv_heads * job.head_stride;
+    for (int64_t t = 0; t < job.length; ++t) {
+      const int64_t from = (i * job.length + t) * job.size, to = where + job.places[b * job.length + t] * bytes;
+      std::memcpy(job.keys + to, heads.key.data() + from, bytes);
+      std::memcpy(job.values + to, heads.value.data() + from, bytes);
+    }
+  }
+}
+
+void run(const Layers& job, int part, int parts, Scratch& scratch, Heads& heads) {
+  static thread_local std::vector<float> buffer;
+  const int64_t rows = job.batch * job.length;
+  for (int64_t layer = 0; layer < job.number; ++layer) {
+    const LayerWeights& weights = job.layers[layer];
+    const Project project{job.x, weights.attention_norm, job.eps, weights.qkv, job.cos, job.sin, job.heads, job.kv_heads, job.size,
+                          job.length, rows, heads.query.data(), heads.near.data(), heads.key.data(), heads.value.data()};
+    run(project, 0, rows, part, parts, scratch);
+    meet(parts);
+    write_ring(job, layer, heads, part, parts);
+    meet(parts);
+    Few few{};
+    few.query = heads.near.data(), few.out = heads.found.data();
+    few.keys = job.keys + layer * job.layer_stride, few.values = job.values + layer * job.layer_stride;
+    few.batch_stride = job.session_stride, few.head_stride = job.head_stride, few.sessions = job.sessions;
+    few.bias = job.bias, few.batch = job.batch, few.heads = job.kv_heads;
+    few.queries = job.heads / job.kv_heads * job.length, few.count = job.count, few.size = job.size;
+    for (int64_t task = part; task < tasks_of(few); task += parts) attend_few(few, task, buffer);
+    meet(parts);
+    const int64_t head = job.length * job.size;
+    const Finish finish{job.x, heads.found.data(), job.heads * head, head, job.size, job.length, job.size, rows,
+                        weights.out, weights.mlp_norm, job.eps, weights.gate_up, weights.down};
+    run(finish, 0, rows, part, parts, scratch);
+    meet(parts);
+  }
+}
+
+// Few rows: all threads take all of them, and a part of the outputs each. Many: each takes rows of its own.
+template <class Job>
+void share(const Job& job, int threads) {
+  if (job.rows < (int64_t)kFew * threads) {
+    static thread_local Scratch shared;
+    Scratch& scratch = shared;
+    prepare(job, job.rows, scratch);
+    if (threads == 1) return run(job, 0, job.rows, 0, 1, scratch);
+#pragma omp parallel num_threads(threads)
+    run(job, 0, job.rows, omp_get_thread_num(), omp_get_num_threads(), scratch);
+    return;
+  }
+  const int64_t groups = (job.rows + kRows - 1) / kRows;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    static thread_local Scratch scratch;
+    prepare(job, kBlock, scratch);
+    const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+    const int64_t end = std::min(job.rows, groups * (part + 1) / parts * kRows);
+    for (int64_t row = groups * part / parts * kRows; row < end; row += kBlock) {
+      run(job, row, std::min(end, row + kBlock), 0, 1, scratch);
+    }
+  }
+}
+
+}  // namespace
+
+extern "C" void palimpsest_project(const Project* job, int32_t threads) { share(*job, threads); }
+
+extern "C" void palimpsest_finish(const Finish* job, int32_t threads) { share(*job, threads); }
+
+extern "C" void palimpsest_read_out(const ReadOut* job, int32_t threads) { share(*job, threads); }
+
+extern "C" void palimpsest_layers(const Layers* job, int32_t threads) {
+  static thread_local Scratch shared;
+  static thread_local Heads shared_heads;
+  Scratch& scratch = shared;
+  Heads& heads = shared_heads;
+  const int64_t rows = job->batch * job->length;
+  const LayerWeights& any = job->layers[0];
+  scratch.narrow.resize(rows, any.qkv.inputs);
+  scratch.broad.resize(rows, any.down.inputs);
+  scratch.wide.resize(rows * std::max(any.qkv.outputs, any.down.inputs));
+  heads.resize(*job);
+  if (threads == 1) return run(*job, 0, 1, scratch, heads);
+#pragma omp parallel num_threads(threads)
+  run(*job, omp_get_thread_num(), omp_get_num_threads(), scratch, heads);
+}
+
+extern "C" void palimpsest_attend_few(const Few* job, int32_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    static thread_local std::vector<float> buffer;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < tasks_of(*job); ++task) attend_few(*job, task, buffer);
+  }
+}
+
+#endif

@@ -1,0 +1,264 @@
+"""The dense half of a decoder layer in eight-bit integers (`dense.cpp`), for processors with AVX-512 VNNI and BF16."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.native.attention import available
+from models.native.compiled import compiled
+from models.native.few import SIZES
+
+PANEL = 32
+"""Outputs must come in multiples of this many."""
+GROUP = 64
+"""Inputs, too: so many share an activation's scale."""
+
+
+class _Packed(ctypes.Structure):
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+    )
+
+
+class _Project(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("weights", _Packed),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "size", "length", "rows")),
+        *((name, ctypes.c_void_p) for name in ("query", "near", "key", "value")),
+    )
+
+
+class _Finish(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("heads", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "row_stride", "length", "size", "rows")),
+        ("out", _Packed),
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("gate_up", _Packed),
+        ("down", _Packed),
+    )
+
+
+class _ReadOut(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_float),
+        ("weights", _Packed),
+        ("rows", ctypes.c_int64),
+        ("logits", ctypes.c_void_p),
+    )
+
+
+class _LayerWeights(ctypes.Structure):
+    _fields_ = (
+        ("attention_norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        *((name, _Packed) for name in ("qkv", "out", "gate_up", "down")),
+    )
+
+
+class _Layers(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("layers", ctypes.POINTER(_LayerWeights)),
+        ("number", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "keys", "values")),
+        *((name, ctypes.c_int64) for name in ("session_stride", "layer_stride", "head_stride")),
+        *((name, ctypes.c_void_p) for name in ("sessions", "places", "bias")),
+        *((name, ctypes.c_int64) for name in ("batch", "length", "heads", "kv_heads", "size", "count")),
+    )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix (N, K) as the kernels read it."""
+
+    codes: Tensor
+    scale: Tensor
+    outputs: int
+    inputs: int
+
+    def described(self) -> _Packed:
+        """For a call, in which these tensors must stay alive."""
+        return _Packed(self.codes.data_ptr(), self.scale.data_ptr(), self.outputs, self.inputs)
+
+
+def suits_matrix(matrix: Tensor) -> bool:
+    """Whether the kernels can take this (N, K) over: of a bfloat16 model on a CPU that has the instructions."""
+    outputs, inputs = matrix.shape
+    return available(matrix.device, matrix.dtype) and outputs % PANEL == 0 and inputs % GROUP == 0
+
+
+def suits_layer(config: ModelConfig, *matrices: Tensor) -> bool:
+    """Whether all matrices of a layer suit, and its heads."""
+    return config.head_dim in SIZES and all(map(suits_matrix, matrices))
+
+
+def pack(codes: Tensor, scale: Tensor) -> Packed:
+    """Weights as int8 codes (N, K) and a scale an output (N,), float32, in the kernels' order."""
+    outputs, inputs = codes.shape
+    panels = codes.view(outputs // PANEL, PANEL, inputs // 4, 4).permute(0, 2, 1, 3)
+    return Packed((panels.to(torch.int16) + 128).to(torch.uint8).contiguous(), scale.contiguous(), outputs, inputs)
+
+
+def pack_gated(codes: Tensor, scale: Tensor) -> Packed:
+    """The gates and what they let through, one behind the other (2 I, K), so that both halves of a panel belong together."""
+    order = torch.arange(len(codes)).view(2, -1, PANEL // 2).transpose(0, 1).flatten()
+    return pack(codes[order], scale[order])
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """What a decoder layer does before and after attention. Norms are float32."""
+
+    config: ModelConfig
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    qkv: Packed
+    out: Packed
+    gate_up: Packed
+    down: Packed
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of x (B, T, D), float32, and the rotary table of its positions, (B or 1, 1, T or 1, d/2): queries (B, H, T, d), queries
+        turned, keys turned and values (B, K, T, d), bfloat16."""
+        batch, length, _ = x.shape
+        config, size = self.config, self.config.head_dim
+        x = x.contiguous()
+        table = [part.expand(batch, 1, length, size // 2).contiguous() for part in (cos, sin)]
+        heads = (config.num_heads, config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        query, near, key, value = (x.new_empty((batch, count, length, size), dtype=torch.bfloat16) for count in heads)
+        job = _Project(
+            x.data_ptr(),
+            self.attention_norm.data_ptr(),
+            config.rms_norm_eps,
+            self.qkv.described(),
+            *(part.data_ptr() for part in table),
+            config.num_heads,
+            config.num_kv_heads,
+            size,
+            length,
+            batch * length,
+            *(part.data_ptr() for part in (query, near, key, value)),
+        )
+        _library().palimpsest_project(ctypes.byref(job), torch.get_num_threads())
+        return query, near, key, value
+
+    def finish(self, x: Tensor, heads: Tensor) -> None:
+        """Add to x (B, T, D), float32 without gaps, what its heads (B, H, T, d) found, and then what the feed-forward network makes
+        of it."""
+        assert x.is_contiguous(), "what is changed in place must not be a copy"
+        batch, length, _ = x.shape
+        heads = heads if heads.stride(-1) == 1 else heads.contiguous()
+        job = _Finish(
+            x.data_ptr(),
+            heads.data_ptr(),
+            *heads.stride()[:3],
+            length,
+            heads.shape[-1],
+            batch * length,
+            self.out.described(),
+            self.mlp_norm.data_ptr(),
+            self.config.rms_norm_eps,
+            self.gate_up.described(),
+            self.down.described(),
+        )
+        _library().palimpsest_finish(ctypes.byref(job), torch.get_num_threads())
+
+
+class Stack:
+    """Neighbouring layers whose heads see the ring and nothing else: few tokens go through all of them in one call."""
+
+    def __init__(self, layers: Sequence[DenseLayer]) -> None:
+        self._layers = tuple(layers)
+        self._config = self._layers[0].config
+        self._described = (_LayerWeights * len(layers))(
+            *(
+                _LayerWeights(
+                    layer.attention_norm.data_ptr(),
+                    layer.mlp_norm.data_ptr(),
+                    *(matrix.described() for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)),
+                )
+                for layer in layers
+            )
+        )
+
+    def run(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Tensor | None,
+        places: Tensor,
+        bias: Tensor,
+    ) -> None:
+        """Change x (B, T, D), float32 without gaps, into what the last layer makes of it, and write the ring.
+
+        `keys` and `values` (sessions, L, K, N, d) are the layers' part of it, `rows` (B,) the sessions (None: the first B),
+        `places` (B, T) where tokens are written. `cos` and `sin` (B, 1, T, d/2); `bias` (B, 1, G*T, N).
+        """
+        batch, length, _ = x.shape
+        config, size = self._config, self._config.head_dim
+        assert x.is_contiguous()
+        assert keys.stride() == values.stride()
+        assert keys.stride()[3:] == (size, 1)
+        held = [part.contiguous() for part in (cos, sin, places, bias)]
+        cos, sin, places, bias = held
+        strides = [keys.element_size() * stride for stride in keys.stride()[:3]]
+        job = _Layers(
+            x.data_ptr(),
+            self._described,
+            len(self._layers),
+            config.rms_norm_eps,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            *strides,
+            None if rows is None else rows.data_ptr(),
+            places.data_ptr(),
+            bias.data_ptr(),
+            batch,
+            length,
+            config.num_heads,
+            config.num_kv_heads,
+            size,
+            keys.shape[3],
+        )
+        _library().palimpsest_layers(ctypes.byref(job), torch.get_num_threads())
+
+
+def read_out(hidden: Tensor, norm: Tensor, eps: float, matrix: Packed) -> Tensor:
+    """Logits (..., V) of hidden outputs (..., D), all float32."""
+    hidden = hidden.contiguous()
+    rows = hidden.numel() // matrix.inputs
+    logits = hidden.new_empty((*hidden.shape[:-1], matrix.outputs))
+    job = _ReadOut(hidden.data_ptr(), norm.data_ptr(), eps, matrix.described(), rows, logits.data_ptr())
+    _library().palimpsest_read_out(ctypes.byref(job), torch.get_num_threads())
+    return logits
+
+
+def _library() -> ctypes.CDLL:
+    loaded = compiled()
+    assert loaded is not None, "only for what it suits"
+    return loaded

@@ -1,0 +1,136 @@
+"""Attention of few queries over keys as they lie in a session's state (`few.h`), for processors with AVX-512 BF16."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.native.attention import available
+from models.native.compiled import compiled
+
+if TYPE_CHECKING:
+    from models.attention import Far, Grid
+
+FEW = 16
+"""Below so many tokens a session, keys are better not packed first."""
+SIZES = (32, 64, 96, 128, 256)
+"""Dimensions of heads that are provided for."""
+_KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
+
+
+class _Stored(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+        ("scale", ctypes.c_void_p),
+        ("scale_batch_stride", ctypes.c_int64),
+        ("scale_head_stride", ctypes.c_int64),
+        ("grid", ctypes.c_void_p),
+    )
+
+
+class _Few(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+        ("sessions", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "count", "size")),
+        ("out", ctypes.c_void_p),
+        ("far_heads", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("far_count", "far_number", "kind")),
+        ("far_query", ctypes.c_void_p),
+        ("far_keys", _Stored),
+        ("far_values", _Stored),
+        *((name, ctypes.c_void_p) for name in ("offset", "slope", "age", "visible")),
+    )
+
+
+def suits_few(
+    query: Tensor, keys: Tensor, values: Tensor, far_query: Tensor | None = None, far: Far | None = None
+) -> bool:
+    """Whether `attend_few` can take query (B, K, G, t, d), keys and values (B, K, N, d) and far keys: few bfloat16 queries on a CPU
+    that has the instructions, and no gradients wanted."""
+    tensors = [query, keys, values]
+    if far is not None:
+        tensors += [x for x in (far_query, far.keys, far.values, far.offset, far.slope) if x is not None]
+    size = query.shape[-1]
+    return (
+        query.shape[3] < FEW
+        and size in SIZES
+        and available(query.device, query.dtype)
+        and keys.stride()[2:] == (size, 1)
+        and keys.stride() == values.stride()
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )
+
+
+def attend_few(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor | None = None, far: Far | None = None
+) -> Tensor:
+    """Softmax attention of query (B, K, G, t, d) over near keys, and in the same softmax over far ones, which `far_query`
+    (B, r, G, t, d) sees. `bias` (B, 1, G*t, N). Only for what it suits."""
+    query, bias = query.contiguous(), bias.contiguous()
+    batch, heads, groups, length, size = query.shape
+    out = torch.empty_like(query)
+    job = _Few(
+        query=query.data_ptr(),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        batch_stride=2 * keys.stride(0),
+        head_stride=2 * keys.stride(1),
+        bias=bias.data_ptr(),
+        batch=batch,
+        heads=heads,
+        queries=groups * length,
+        count=keys.shape[2],
+        size=size,
+        out=out.data_ptr(),
+    )
+    held: list[Tensor] = []  # until the call is over
+    if far is not None:
+        assert far_query is not None
+        number = torch.full((heads,), -1, dtype=torch.int32)
+        number[far.heads] = torch.arange(len(far.heads), dtype=torch.int32)
+        job.far_heads, job.far_query = _pointer(number, held), _pointer(far_query, held)
+        job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), _KINDS[far.keys.dtype]
+        job.far_keys = _stored(far.keys, far.key_scale, far.key_grid, held)
+        job.far_values = _stored(far.values, far.value_scale, far.value_grid, held)
+        job.offset, job.slope, job.age, job.visible = (
+            _pointer(tensor, held) for tensor in (far.offset, far.slope, far.age, far.visible)
+        )
+    loaded = compiled()
+    assert loaded is not None
+    loaded.palimpsest_attend_few(ctypes.byref(job), torch.get_num_threads())
+    return out
+
+
+def _stored(x: Tensor, scale: Tensor | None, grid: Grid | None, held: list[Tensor]) -> _Stored:
+    if x.stride()[2:] != (x.shape[-1], 1):
+        x = x.contiguous()
+    if scale is not None and scale.stride(-1) != 1:
+        scale = scale.contiguous()
+    held += [x, *([] if scale is None else [scale])]
+    item = x.dtype.itemsize
+    return _Stored(
+        x.data_ptr(),
+        item * x.stride(0),
+        item * x.stride(1),
+        None if scale is None else scale.data_ptr(),
+        *((0, 0) if scale is None else scale.stride()[:2]),
+        None if grid is None else _pointer(torch.stack((grid.centre, grid.spread), dim=2), held),
+    )
+
+
+def _pointer(tensor: Tensor | None, held: list[Tensor]) -> int | None:
+    if tensor is None:
+        return None
+    held.append(tensor.contiguous())
+    return held[-1].data_ptr()
