@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -93,20 +94,21 @@ class MemoryState:
 
     def read_at(self, name: str, layer: int, places: Tensor) -> Tensor:
         """Entries of a (B, L, K, N, ...) tensor at N-places that differ by row: places (B, n) -> (B, K, n, ...)."""
-        return self._tensors[name][self._column(), layer, :, places].transpose(1, 2)
+        return self._tensors[name][self._column, layer, :, places].transpose(1, 2)
 
     def write_at(self, name: str, layer: int, places: Tensor, value: Tensor) -> None:
         """The reverse of `read_at`: value (B, K, n, ...)."""
-        self._tensors[name][self._column(), layer, :, places] = value.transpose(1, 2)
+        self._tensors[name][self._column, layer, :, places] = value.transpose(1, 2)
 
     def read_places(self, name: str, places: Tensor) -> Tensor:
         """Entries of a (B, N) tensor: places (B, n) -> (B, n)."""
-        return self._tensors[name][self._column(), places]
+        return self._tensors[name][self._column, places]
 
     def write_places(self, name: str, places: Tensor, value: Tensor) -> None:
         """The reverse of `read_places`."""
-        self._tensors[name][self._column(), places] = value
+        self._tensors[name][self._column, places] = value
 
+    @cached_property
     def _column(self) -> Tensor:
         rows = torch.arange(self.batch, device=self.device) if self._rows is None else self._rows
         return rows[:, None]

@@ -161,12 +161,12 @@ class Decoder(nn.Module):
                 break
             if stack.native is not None and len(pieces) == 1 and length < native.FEW and state.in_place:
                 self._pass_through(stack, x, cos, sin, pieces[0], state)
-                continue
-            for index in range(stack.begin, stack.end):
-                layer = self.weights.layer(index)
-                found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
-                # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
-                x = layer.end(x, found, self.recompute)
+            else:
+                for index in range(stack.begin, stack.end):
+                    layer = self.weights.layer(index)
+                    found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
+                    # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
+                    x = layer.end(x, found, self.recompute)
             if stack.end - 1 == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", position + length)

@@ -77,12 +77,12 @@ class UnrolledState(MemoryState):
 
     def read_at(self, name: str, layer: int, places: Tensor) -> Tensor:
         """See `MemoryState.read_at`."""
-        return self._parts[name][layer][self._column(), :, places].transpose(1, 2)
+        return self._parts[name][layer][self._column, :, places].transpose(1, 2)
 
     def write_at(self, name: str, layer: int, places: Tensor, value: Tensor) -> None:
         """See `MemoryState.write_at`."""
         part = self._parts[name][layer].clone()
-        part[self._column(), :, places] = value.transpose(1, 2).to(part.dtype)
+        part[self._column, :, places] = value.transpose(1, 2).to(part.dtype)
         self._parts[name][layer] = part
 
     def write_places(self, name: str, places: Tensor, value: Tensor) -> None:
@@ -92,7 +92,7 @@ class UnrolledState(MemoryState):
                 self._parts[name][place] = value[:, column].to(self._parts[name][place].dtype)
             return
         whole = self._tensors[name].clone()
-        whole[self._column(), places] = value
+        whole[self._column, places] = value
         self._tensors[name] = whole
 
     def read_places(self, name: str, places: Tensor) -> Tensor:

@@ -97,9 +97,8 @@ def attend_few(
     held: list[Tensor] = []  # until the call is over
     if far is not None:
         assert far_query is not None
-        number = torch.full((heads,), -1, dtype=torch.int32)
-        number[far.heads] = torch.arange(len(far.heads), dtype=torch.int32)
-        job.far_heads, job.far_query = _pointer(number, held), _pointer(far_query, held)
+        number = (ctypes.c_int32 * heads)(*(far.heads.index(head) if head in far.heads else -1 for head in range(heads)))
+        job.far_heads, job.far_query = ctypes.addressof(number), _pointer(far_query, held)
         job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), _KINDS[far.keys.dtype]
         job.far_keys = _stored(far.keys, far.key_scale, far.key_grid, held)
         job.far_values = _stored(far.values, far.value_scale, far.value_grid, held)

@@ -85,7 +85,7 @@ def test_kernels_give_what_the_rounded_weights_give(row: Row, monkeypatch: pytes
     expected, _ = read(rounded(row, monkeypatch), tokens)
     for cuts in ((), (1,), (16, 3), (7, 50, 1)):
         found, _ = read(quantized, tokens, cuts)
-        assert_near(found, expected, 0.12 if row.differentiable else 0.25)  # choices between near equals fall otherwise
+        assert_near(found, expected, 0.12 if row.differentiable else 0.2)  # choices between near equals fall otherwise
         assert_near(found[:40], expected[:40], 0.03)  # before the first fold
 
 
