@@ -97,7 +97,9 @@ def attend_few(
     held: list[Tensor] = []  # until the call is over
     if far is not None:
         assert far_query is not None
-        number = (ctypes.c_int32 * heads)(*(far.heads.index(head) if head in far.heads else -1 for head in range(heads)))
+        number = (ctypes.c_int32 * heads)(
+            *(far.heads.index(head) if head in far.heads else -1 for head in range(heads))
+        )
         job.far_heads, job.far_query = ctypes.addressof(number), _pointer(far_query, held)
         job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), _KINDS[far.keys.dtype]
         job.far_keys = _stored(far.keys, far.key_scale, far.key_grid, held)
