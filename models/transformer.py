@@ -252,14 +252,14 @@ class Decoder(nn.Module):
         if found is None:
             return attend(asked.near, keys, values, piece.bias)
         chosen = found.heads
-        near, keys_of, values_of = asked.near[:, chosen], keys[:, chosen], values[:, chosen]
         if isinstance(found, Beside):
-            joined = attend_beside(near, keys_of, values_of, piece.bias, found)
+            joined = attend_beside(asked.near[:, chosen], keys[:, chosen], values[:, chosen], piece.bias, found)
         else:
             far_query = asked.far[:, chosen] if found.query is None else found.query
             if native.suits_few(asked.near, keys, values, far_query, found):
                 return native.attend_few(asked.near, keys, values, piece.bias, far_query, found)
-            joined = attend_jointly(near, keys_of, values_of, piece.bias, far_query, found)
+            near_keys, near_values = keys[:, chosen], values[:, chosen]
+            joined = attend_jointly(asked.near[:, chosen], near_keys, near_values, piece.bias, far_query, found)
         others = [head for head in range(kv_heads) if head not in chosen]
         if not others:
             return joined
