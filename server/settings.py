@@ -84,8 +84,10 @@ class Settings(BaseSettings):
     )
     resident_sessions: int = Field(32, ge=1, description="Sessions a worker holds in device memory at once.")
     prefill_tokens: int = Field(512, ge=1, description="Most tokens read in one step when nobody generates.")
-    prefill_tokens_while_decoding: int = Field(
-        64, ge=1, description="Most tokens read in one step beside running generations."
+    prefill_tokens_while_decoding: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens read in one step beside running generations; none: as many as double its length.",
     )
     max_batch: int = Field(32, ge=1, description="Most sessions that run in one step.")
     max_waiting: int = Field(

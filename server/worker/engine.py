@@ -18,6 +18,7 @@ from server.store.base import Store
 from server.worker.generating import advance
 from server.worker.journal import Journal
 from server.worker.metrics import WorkerMetrics
+from server.worker.pace import Pace
 from server.worker.residency import Residency
 from server.worker.runner import Feed, Sample
 from server.worker.runners import Runners
@@ -45,7 +46,8 @@ class Engine:
     ) -> None:
         self._runners, self._store, self._journal = runners, store, journal
         self._compute, self._spawn, self._settings = compute, spawn, settings
-        self._limits = Limits(settings.max_batch, settings.prefill_tokens, settings.prefill_tokens_while_decoding)
+        self._pace = Pace()
+        self._limits = Limits(settings.max_batch, settings.prefill_tokens, self._beside)
         self._residency = Residency(settings.resident_sessions)
         self.sessions: dict[str, Session] = {}
         self._work = asyncio.Event()
@@ -86,10 +88,17 @@ class Engine:
             given = sum(len(feed.tokens) - session.fed_back(len(feed.tokens)) for session, feed in fed)
             began = time.perf_counter()
             samples = await self.compute(self._runners.run, feeds)
-            self._metrics.stepped(len(fed), given, len(samples), time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._metrics.stepped(len(fed), given, len(samples), seconds)
+            self._pace.note(len(batch.decode), sum(count for _, count in batch.prefill), seconds)
             await self._journal.settled()  # at most one commit of sampled tokens is ever under way
             for session, feed in fed:
                 self._postprocess(session, feed, samples)
+
+    def _beside(self, decoding: int) -> int:
+        """Tokens that may be read in a step beside so many sessions that decode."""
+        fixed = self._settings.prefill_tokens_while_decoding
+        return self._pace.budget(decoding, self._settings.prefill_tokens) if fixed is None else fixed
 
     def wake(self) -> None:
         """Something may have to be done."""

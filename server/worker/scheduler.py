@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -21,11 +21,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Limits:
-    """Sessions a step, and prefill tokens a step: fewer beside running generations, so that their streams keep pace."""
+    """Sessions a step, and prefill tokens a step: fewer beside running generations, so that their streams keep pace.
+
+    `prefill_tokens_beside` says how many, given the number of sessions that decode.
+    """
 
     max_batch: int
     prefill_tokens: int
-    prefill_tokens_while_decoding: int
+    prefill_tokens_beside: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def plan(candidates: Iterable[Candidate], limits: Limits) -> Batch | None:
     by_age = sorted(candidates, key=lambda candidate: (candidate.served, candidate.key))
     decode = [c for c in by_age if c.pending == 1 or (c.generating and c.pending == 0)][: limits.max_batch]
     streaming = any(candidate.generating for candidate in decode)
-    budget = limits.prefill_tokens_while_decoding if streaming else limits.prefill_tokens
+    budget = limits.prefill_tokens_beside(len(decode)) if streaming else limits.prefill_tokens
     prefill = []
     for candidate in by_age:
         if candidate.pending > 1 and budget > 0:

@@ -11,7 +11,7 @@ limits_of = st.builds(
     Limits,
     max_batch=st.integers(1, 6),
     prefill_tokens=st.integers(1, 64),
-    prefill_tokens_while_decoding=st.integers(1, 16),
+    prefill_tokens_beside=st.integers(1, 16).map(lambda most: lambda decoding: most),
 )
 work = st.tuples(st.integers(0, 200), st.booleans(), st.integers(0, 9)).filter(lambda made: made[0] or made[1])
 candidates_of = st.lists(work, max_size=12).map(
@@ -34,7 +34,7 @@ def test_a_step_keeps_to_its_limits(candidates: list[Candidate], limits: Limits)
     assert all(by_key[key].generating or by_key[key].pending == 1 for key in batch.decode)
     assert all(1 <= count <= by_key[key].pending for key, count in batch.prefill)
     streaming = any(by_key[key].generating for key in batch.decode)
-    budget = limits.prefill_tokens_while_decoding if streaming else limits.prefill_tokens
+    budget = limits.prefill_tokens_beside(len(batch.decode)) if streaming else limits.prefill_tokens
     assert sum(count for _, count in batch.prefill) <= budget
 
 
@@ -47,7 +47,7 @@ def test_nothing_is_left_undone_while_there_is_room(candidates: list[Candidate],
     assert len(batch.decode) == min(limits.max_batch, len(ready))
     reading = sum(c.pending for c in candidates if c.pending > 1)
     generating = {c.key for c in candidates if c.generating} & set(batch.decode)
-    budget = limits.prefill_tokens_while_decoding if generating else limits.prefill_tokens
+    budget = limits.prefill_tokens_beside(len(batch.decode)) if generating else limits.prefill_tokens
     assert sum(count for _, count in batch.prefill) == min(budget, reading)
 
 
@@ -68,14 +68,14 @@ def test_nobody_starves(candidates: list[Candidate], limits: Limits) -> None:
 
 
 def test_the_one_served_longest_ago_reads_first() -> None:
-    limits = Limits(max_batch=4, prefill_tokens=10, prefill_tokens_while_decoding=5)
+    limits = Limits(max_batch=4, prefill_tokens=10, prefill_tokens_beside=lambda decoding: 5)
     batch = plan([Candidate("new", 8, False, 3), Candidate("old", 7, False, 1)], limits)
     assert batch is not None
     assert batch.prefill == (("old", 7), ("new", 3))
 
 
 def test_streams_make_reading_modest() -> None:
-    limits = Limits(max_batch=4, prefill_tokens=100, prefill_tokens_while_decoding=5)
+    limits = Limits(max_batch=4, prefill_tokens=100, prefill_tokens_beside=lambda decoding: 5)
     batch = plan([Candidate("reads", 80, False, 0), Candidate("speaks", 1, True, 0)], limits)
     assert batch is not None
     assert batch.decode == ("speaks",)
