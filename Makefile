@@ -7,6 +7,7 @@
 #   make bench-recall   what sessions remember                (ARGS="--book PATH …", QUICK=1 for a first look)
 #   make bench-presses   slots beside the presses of kvpress, on the same facts in as many bytes (ARGS="--book PATH …")
 #   make bench-memory   every memory side by side         (ARGS="--book PATH …")
+#   make bench-engine   the engine beside llama.cpp and transformers, and what the server adds
 #   make bench-learn    small models learn to use every memory
 #   make bench-load   many streams beside one long append
 #   make bench-park   park and resume through Redis           (ARGS="--book PATH …"); beside it 10,000 sessions in one Redis
@@ -16,7 +17,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench-recall bench-presses bench-memory bench-learn bench-load bench-park faults model redis clean
+.PHONY: serve test check demo bench-recall bench-presses bench-memory bench-engine bench-learn bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -43,6 +44,9 @@ bench-presses: .venv/.presses model
 
 bench-memory: .venv/.bench model
 	$(BIN)/python -m bench.memory $(ARGS)
+
+bench-engine: .venv/.engine model
+	$(BIN)/python -m bench.engine $(ARGS)
 
 bench-learn: .venv/.server
 	$(BIN)/python -m bench.learn $(ARGS)
@@ -84,6 +88,13 @@ redis:
 .venv/.bench: .venv/.server
 	@echo "Installing what draws the figures of benchmarks"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+# llama.cpp is compiled for this processor, but for AMX, with which it crashes on some: that takes minutes.
+.venv/.engine: .venv/.bench
+	@echo "Installing what our engine is measured beside: llama-cpp-python (compiled here, which takes minutes) and transformers"
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF" \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' 'transformers>=5'
 	@touch $@
 
 # kvpress wants an older transformers than our tests: an environment of its own.
