@@ -109,11 +109,21 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         smallest = probabilities.topk(sampling.top_k).values[-1]
         probabilities = probabilities.where(probabilities >= smallest, 0)
     if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(0) - ordered
-        # A token stays if those likelier than it have not yet reached top_p together.
-        dropped = order[before >= sampling.top_p * ordered.sum()]
-        probabilities = probabilities.index_fill(0, dropped, 0)
+        probabilities = _nucleus(probabilities, sampling.top_p)
     if sampling.min_p > 0:
         probabilities = probabilities.where(probabilities >= sampling.min_p * probabilities.max(), 0)
     return probabilities
+
+
+def _nucleus(probabilities: Tensor, share: float) -> Tensor:
+    """Only the likeliest tokens (V,) stay: those that others which are likelier do not make up the share without.
+
+    Few are enough as a rule, and sorting a whole vocabulary takes as long as a step of the model.
+    """
+    wanted, count = share * probabilities.sum(), 512
+    while True:
+        ordered, order = probabilities.topk(min(count, len(probabilities)))
+        kept = ordered.cumsum(0) - ordered < wanted
+        if not kept[-1] or count >= len(probabilities):
+            return torch.zeros_like(probabilities).index_copy(0, order[kept], ordered[kept])
+        count *= 8

@@ -159,3 +159,12 @@ def test_settings_that_mean_nothing_are_refused_by_name(name: str, values: tuple
         chosen: dict[str, Any] = {name: value}
         with pytest.raises(ConfigError, match=name):
             Sampling(**chosen)
+
+
+def test_a_flat_choice_among_thousands_keeps_its_share_of_them() -> None:
+    logits = torch.linspace(0, 1, 6_000)
+    kept = filtered(logits, Sampling(temperature=1.0, top_p=0.9)).nonzero().squeeze(-1)
+    probabilities = logits.softmax(dim=-1).flip(0)
+    expected = int((probabilities.cumsum(0) - probabilities < 0.9).sum())
+    assert len(kept) == pytest.approx(expected, abs=2)  # rounding decides about the last
+    assert kept.min() == 6_000 - len(kept)
