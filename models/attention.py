@@ -44,6 +44,24 @@ class Recent:
 
 
 @dataclass(frozen=True)
+class Around:
+    """Where the queries' own keys are in a ring, and those of the n − t tokens before them."""
+
+    keys: Tensor
+    """(sessions, L, K, N, d): the ring of all sessions and layers."""
+    rows: Tensor | None
+    """(B,): which of the sessions; None: the first B."""
+    layer: int
+    places: Tensor
+    """(B, n)"""
+    cos: Tensor
+    sin: Tensor
+    """(B, 1, n, d/2): the keys' rotation."""
+    known: Tensor
+    """(B, n) bool"""
+
+
+@dataclass(frozen=True)
 class Asked:
     """The queries of one piece of a chunk, and how far each of the B sessions has come before it."""
 
@@ -60,6 +78,9 @@ class Asked:
     """Tokens that each row has in complete segments, evicted or still in the ring."""
     recent: Callable[[], Recent] | None = None
     """The layer's keys of as many tokens before the queries as its memory `looks_back` at, and of the queries' own tokens."""
+
+    around: Around | None = None
+    """The same where it lies, for a state that is written in place."""
 
     @cached_property
     def far(self) -> Tensor:
@@ -232,19 +253,13 @@ def _attend_in_two_passes(
     if far.visible is not None:
         hidden = torch.zeros_like(far.visible, dtype=query.dtype).masked_fill(~far.visible, -torch.inf)
         far_bias = hidden[:, :, None, :].expand(-1, -1, near.shape[2], -1)
-    far_keys, far_values = (_codes(x).to(query.dtype) for x in (far.keys, far.values))
-    if far.key_scale is not None:
-        far_keys = far_keys * far.key_scale[..., None].to(query.dtype)
-    if far.value_scale is not None:
-        far_values = far_values * far.value_scale[..., None].to(query.dtype)
+    far_keys = _laid_out(far.keys, far.key_scale, query, None if far.slope is None else far.age)
+    far_values = _laid_out(far.values, far.value_scale, query)
     asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
     size = query.shape[-1]
-    if far.slope is not None and far.age is not None:
-        # Ages are one more dimension, and kernels want them in pairs.
+    if far.slope is not None:
         slope = F.pad(-far.slope.flatten(2, 3)[..., None] * math.sqrt(size), (0, 1)).to(query.dtype)
-        age = F.pad(far.age[:, None, :, None], (0, 1)).to(query.dtype)
         asking = torch.cat((asking, slope), dim=-1)
-        far_keys = torch.cat((far_keys, age.expand(-1, far_keys.shape[1], -1, -1)), dim=-1)
     away, far_mass = _flash(asking, far_keys, far_values, far_bias)
     if offset is not None:
         far_mass = far_mass + offset[..., 0] * query.shape[-1] ** -0.5
@@ -269,6 +284,19 @@ def _codes(x: Tensor) -> Tensor:
     if x.dtype != torch.uint8:
         return x
     return torch.cat((x & 15, x >> 4), dim=-1).view(torch.int8) * 2 - 15
+
+
+def _laid_out(x: Tensor, scale: Tensor | None, query: Tensor, age: Tensor | None = None) -> Tensor:
+    """Far keys or values (B, r, C, d) in the query's type; with ages two dimensions more, for kernels want them in pairs."""
+    if scale is not None and native.suits_expand(x, scale, query.dtype):
+        return native.expand(x, scale, age)
+    found = _codes(x).to(query.dtype)
+    if scale is not None:
+        found = found * scale[..., None].to(query.dtype)
+    if age is None:
+        return found
+    ages = F.pad(age[:, None, :, None], (0, 1)).to(query.dtype)
+    return torch.cat((found, ages.expand(-1, found.shape[1], -1, -1)), dim=-1)
 
 
 def _on_grid(query: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor | None]:

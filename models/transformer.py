@@ -229,7 +229,9 @@ class Decoder(nn.Module):
         piece's queries (B, H, t, d)."""
         if piece.finish is not None:
             self.memory.finish(index, layer, piece.finish.state, self._ring.finished(index, piece.finish))
-        if piece.fold is not None:
+        if piece.fold is not None and not self.memory.reads(index):
+            self._ring.move_sinks(index, piece.fold)
+        elif piece.fold is not None:
             evicted = self._ring.evict(index, piece.fold)
             if self.memory.losses is not None and query is not None:
                 groups = (self.config.num_kv_heads, self.config.queries_per_kv)
@@ -247,6 +249,7 @@ class Decoder(nn.Module):
             folded=piece.folded,
             finished=piece.finished,
             recent=partial(self._ring.recent, index, piece.behind, state) if piece.behind is not None else None,
+            around=self._ring.around(index, piece.behind, state) if piece.behind is not None else None,
         )
         found = self.memory.read(index, state, asked)
         if found is None:

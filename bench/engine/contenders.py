@@ -238,33 +238,26 @@ class Transformers:
 
     @torch.inference_mode()
     def ask(self, tokens: Sequence[int]) -> float:
-        length = self._cache.get_seq_length()
         began = time.perf_counter()
         self._run(torch.tensor([list(tokens)]))
         seconds = time.perf_counter() - began
-        self._cache.crop(length)
+        self._cache.crop(-len(tokens))
         return seconds
 
     @torch.inference_mode()
     def decode(self, steps: int) -> float:
-        length = self._cache.get_seq_length()
         began = time.perf_counter()
         for _ in range(steps):
             self._run(self._scores.argmax(dim=-1, keepdim=True))
         seconds = (time.perf_counter() - began) / steps
-        self._cache.crop(length)
+        self._cache.crop(-steps)
         return seconds
 
     @torch.inference_mode()
     def decode_together(self, sessions: int, steps: int) -> float:
-        length = self._cache.get_seq_length()
         self._cache.batch_repeat_interleave(sessions)
         self._scores = self._scores[:1].repeat(sessions, 1)
-        began = time.perf_counter()
-        for _ in range(steps):
-            self._run(self._scores.argmax(dim=-1, keepdim=True))
-        seconds = (time.perf_counter() - began) / steps
-        self._cache.crop(length)
+        seconds = self.decode(steps)
         self._cache.batch_select_indices(torch.tensor([0]))
         self._scores = self._scores[:1]
         return seconds

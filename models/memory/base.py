@@ -118,7 +118,7 @@ class Memory(nn.Module, ABC):
         """The tensors it keeps for a session, beside the ring."""
 
     def reads(self, layer: int) -> bool:
-        """Whether the layer's queries may ever see anything beyond the ring."""
+        """Whether the layer's queries may ever see anything beyond the ring; if not, nothing that leaves it is folded there."""
         return True
 
     @abstractmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.attention import Recent
+from models.attention import Around, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.base import Evicted, Finished
@@ -155,6 +155,13 @@ class Ring:
         rotated = state.read_at("ring_keys", layer, behind.places)
         return Recent(rotate(rotated.to(behind.cos.dtype), behind.cos, -behind.sin), behind.known)
 
+    def around(self, layer: int, behind: Behind, state: MemoryState) -> Around | None:
+        """Where those keys are, if the state is written in place."""
+        if not state.in_place:
+            return None
+        keys, rows = state.located("ring_keys")
+        return Around(keys, rows, layer, behind.places, behind.cos, behind.sin, behind.known)
+
     def _finish(self, ends: list[int], state: MemoryState) -> Finish | None:
         config = self._config
         rows = [row for row, end in enumerate(ends) if end % config.segment == 0]
@@ -208,16 +215,26 @@ class Ring:
 
     def evict(self, layer: int, fold: Fold) -> Evicted:
         """Take the oldest segment of one layer out of the ring, and move the sinks along."""
-        segment, sinks, state = self._config.segment, self._config.sinks, fold.state
+        segment, state = self._config.segment, fold.state
         rotated = state.read_at("ring_keys", layer, fold.places)
         keys = rotate(rotated.to(fold.cos.dtype), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
         values = state.read_at("ring_values", layer, fold.places[:, :segment])
-        if fold.first and sinks:
-            begun = state.select(fold.first)
-            begun.write("sink_keys", keys[fold.first, :, :sinks].to(self._dtype), layer)
-            begun.write("ring_values", values[fold.first, :, :sinks], layer, slice(None), slice(0, sinks))
-        if sinks:
-            moved = rotate(state.read("sink_keys", layer).to(fold.cos.dtype), fold.sink_cos, fold.sink_sin)
-            state.write("ring_keys", moved.to(self._dtype), layer, slice(None), slice(0, sinks))
-        counted = fold.starts[:, None] + torch.arange(segment, device=state.device) >= sinks
+        self.move_sinks(layer, fold)
+        counted = fold.starts[:, None] + torch.arange(segment, device=state.device) >= self._config.sinks
         return Evicted(keys=keys, values=values, tokens=fold.tokens, starts=fold.starts, counted=counted)
+
+    def move_sinks(self, layer: int, fold: Fold) -> None:
+        """Rotate the sinks of one layer anew, and store them when they leave the ring: all that is to do where nobody wants what
+        leaves it."""
+        sinks, state = self._config.sinks, fold.state
+        if not sinks:
+            return
+        if fold.first:
+            begun, places = state.select(fold.first), fold.places[fold.first, :sinks]
+            cos, sin = fold.cos[fold.first, :, :sinks], fold.sin[fold.first, :, :sinks]
+            keys = rotate(begun.read_at("ring_keys", layer, places).to(cos.dtype), cos, -sin)
+            begun.write("sink_keys", keys.to(self._dtype), layer)
+            values = begun.read_at("ring_values", layer, places)
+            begun.write("ring_values", values, layer, slice(None), slice(0, sinks))
+        moved = rotate(state.read("sink_keys", layer).to(fold.cos.dtype), fold.sink_cos, fold.sink_sin)
+        state.write("ring_keys", moved.to(self._dtype), layer, slice(None), slice(0, sinks))

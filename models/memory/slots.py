@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models import native
 from models.attention import Asked, Before, Beside, Far, Grid, Recent, pack_codes
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
@@ -78,6 +79,7 @@ class Slots(Memory):
                 )
         self._size, self._count = model.head_dim, len(heads)
         self._wide = wide(dtype)
+        self._aged: tuple[tuple[tuple[int, ...], torch.device], Tensor] | None = None
         stored = {"bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8, "same": dtype}
         self._dtype, self._packed = stored[config.slot_dtype], config.slot_dtype == "int4"
         self._heads: dict[int, list[int]] = {}
@@ -146,9 +148,12 @@ class Slots(Memory):
         heads, used = self._range[layer], slice(0, max(filled))
         query, offset, slope, age = None, None, None, None
         if self.look is not None:
-            assert asked.recent is not None
-            before = asked.recent().of(self._heads[layer]).before(TRAIL)
-            query, offset, slope = self.look(asked.far[:, self._heads[layer]], before, heads)
+            if native.suits_look(asked, self.look):
+                query, offset, slope = native.look_far(asked, self.look, self._heads[layer], heads)
+            else:
+                assert asked.recent is not None
+                before = asked.recent().of(self._heads[layer]).before(TRAIL)
+                query, offset, slope = self.look(asked.far[:, self._heads[layer]], before, heads)
             age = self._ages(filled, query.device)
         alike = min(filled) == max(filled)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
@@ -169,9 +174,12 @@ class Slots(Memory):
 
     def _ages(self, filled: list[int], device: torch.device) -> Tensor:
         """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""
-        count = torch.tensor(filled, dtype=self._wide, device=device)[:, None]
-        place = torch.arange(1, max(filled) + 1, device=device)
-        return (count - place) / count.clamp_min(1)
+        wanted = (tuple(filled), device)
+        if self._aged is None or self._aged[0] != wanted:  # the same in all layers
+            count = torch.tensor(filled, dtype=self._wide, device=device)[:, None]
+            place = torch.arange(1, max(filled) + 1, device=device)
+            self._aged = wanted, (count - place) / count.clamp_min(1)
+        return self._aged[1]
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Score the evicted tokens, then keep the C most important of old and new, in the order of the text."""

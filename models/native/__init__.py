@@ -15,3 +15,7 @@ from models.native.dense import suits_matrix as suits_matrix
 from models.native.few import FEW as FEW
 from models.native.few import attend_few as attend_few
 from models.native.few import suits_few as suits_few
+from models.native.look import expand as expand
+from models.native.look import look_far as look_far
+from models.native.look import suits_expand as suits_expand
+from models.native.look import suits_look as suits_look

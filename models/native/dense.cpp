@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "few.h"
+#include "look.h"
 #include "vectors.h"
 
 namespace {
@@ -447,6 +448,20 @@ extern "C" void palimpsest_attend_few(const Few* job, int32_t threads) {
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < tasks_of(*job); ++task) attend_few(*job, task, buffer);
   }
+}
+
+extern "C" void palimpsest_look(const Look* job, int32_t threads) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    static thread_local std::vector<float> buffer;
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks_of(*job); ++task) look(*job, task, buffer);
+  }
+}
+
+extern "C" void palimpsest_expand(const Expand* job, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t task = 0; task < job->batch * job->heads * 4; ++task) expand_task(*job, task);
 }
 
 #endif

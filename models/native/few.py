@@ -18,7 +18,7 @@ FEW = 16
 """Below so many tokens a session, keys are better not packed first."""
 SIZES = (32, 64, 96, 128, 256)
 """Dimensions of heads that are provided for."""
-_KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
+KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
 
 
 class _Stored(ctypes.Structure):
@@ -101,7 +101,7 @@ def attend_few(
             *(far.heads.index(head) if head in far.heads else -1 for head in range(heads))
         )
         job.far_heads, job.far_query = ctypes.addressof(number), _pointer(far_query, held)
-        job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), _KINDS[far.keys.dtype]
+        job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), KINDS[far.keys.dtype]
         job.far_keys = _stored(far.keys, far.key_scale, far.key_grid, held)
         job.far_values = _stored(far.values, far.value_scale, far.value_grid, held)
         job.offset, job.slope, job.age, job.visible = (
