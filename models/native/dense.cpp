@@ -25,6 +25,7 @@ constexpr int kRows = 6;     // rows by two vectors of int32 and of float32 sums
 constexpr int kPanel = 32;   // outputs whose weights stay in the first cache while all rows pass
 constexpr int kGroup = 64;   // inputs that share a scale
 constexpr int kBlock = 48;   // rows whose hidden activations stay in the second cache
+constexpr int kAlone = 4;   // rows up to which every thread rounds all of them for itself
 constexpr int kFew = 32;     // rows a thread, below which threads divide the outputs and not the rows
 
 }  // namespace
@@ -292,13 +293,29 @@ inline void meet(int parts) {
   }
 }
 
+// Whether each thread rounds all rows for itself: sooner done than waited for.
+inline bool alone(int64_t rows, int parts) { return parts == 1 || rows <= kAlone; }
+
+// Rows that a thread has to round, of all there are: `mine` is where they go, and what the products read.
+struct Share {
+  int64_t first, step;
+  Rounded& mine;
+};
+
+inline Share share_of(int64_t rows, int part, int parts, Rounded& shared, Rounded& own) {
+  return alone(rows, parts) ? Share{0, 1, own} : Share{part, parts, shared};
+}
+
 void run(const Project& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
   const int64_t rows = end - begin, width = job.weights.outputs;
-  for (int64_t r = part; r < rows; r += parts) {
-    round_normed(job.x + (begin + r) * job.weights.inputs, job.norm, job.eps, scratch.narrow, r);
+  static thread_local Rounded own;
+  own.resize(std::min<int64_t>(rows, kAlone), job.weights.inputs);
+  const Share share = share_of(rows, part, parts, scratch.narrow, parts == 1 ? scratch.narrow : own);
+  for (int64_t r = share.first; r < rows; r += share.step) {
+    round_normed(job.x + (begin + r) * job.weights.inputs, job.norm, job.eps, share.mine, r);
   }
-  meet(parts);
-  product(scratch.narrow, rows, job.weights, part, parts, Store{scratch.wide.data(), width});
+  if (!alone(rows, parts)) meet(parts);
+  product(share.mine, rows, job.weights, part, parts, Store{scratch.wide.data(), width});
   meet(parts);
   for (int64_t r = part; r < rows; r += parts) place_heads(job, begin + r, scratch.wide.data() + r * width);
 }
@@ -306,17 +323,22 @@ void run(const Project& job, int64_t begin, int64_t end, int part, int parts, Sc
 void run(const Finish& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
   const int64_t rows = end - begin, width = job.out.outputs, hidden = job.down.inputs;
   float* x = job.x + begin * width;
-  for (int64_t r = part; r < rows; r += parts) round_heads(job, begin + r, scratch.narrow, r);
+  static thread_local Rounded own_narrow, own_broad;
+  own_narrow.resize(std::min<int64_t>(rows, kAlone), width), own_broad.resize(std::min<int64_t>(rows, kAlone), hidden);
+  const Share narrow = share_of(rows, part, parts, scratch.narrow, parts == 1 ? scratch.narrow : own_narrow);
+  const Share broad = share_of(rows, part, parts, scratch.broad, parts == 1 ? scratch.broad : own_broad);
+  const int rounding = alone(rows, parts) ? 1 : parts;
+  for (int64_t r = narrow.first; r < rows; r += narrow.step) round_heads(job, begin + r, narrow.mine, r);
+  meet(rounding);
+  product(narrow.mine, rows, job.out, part, parts, Add{x, width});
   meet(parts);
-  product(scratch.narrow, rows, job.out, part, parts, Add{x, width});
+  for (int64_t r = narrow.first; r < rows; r += narrow.step) round_normed(x + r * width, job.norm, job.eps, narrow.mine, r);
+  meet(rounding);
+  product(narrow.mine, rows, job.gate_up, part, parts, Gate{scratch.wide.data(), hidden});
   meet(parts);
-  for (int64_t r = part; r < rows; r += parts) round_normed(x + r * width, job.norm, job.eps, scratch.narrow, r);
-  meet(parts);
-  product(scratch.narrow, rows, job.gate_up, part, parts, Gate{scratch.wide.data(), hidden});
-  meet(parts);
-  for (int64_t r = part; r < rows; r += parts) round_row(scratch.wide.data() + r * hidden, scratch.broad, r);
-  meet(parts);
-  product(scratch.broad, rows, job.down, part, parts, Add{x, width});
+  for (int64_t r = broad.first; r < rows; r += broad.step) round_row(scratch.wide.data() + r * hidden, broad.mine, r);
+  meet(rounding);
+  product(broad.mine, rows, job.down, part, parts, Add{x, width});
 }
 
 void run(const ReadOut& job, int64_t begin, int64_t end, int part, int parts, Scratch& scratch) {
@@ -352,16 +374,14 @@ struct Heads {
   }
 };
 
-void write_ring(const Layers& job, int64_t layer, const Heads& heads, int part, int parts) {
-  const int64_t bytes = job.size * sizeof(uint16_t);
-  for (int64_t i = part; i < job.batch * job.kv_heads; i += parts) {
-    const int64_t b = i / job.kv_heads, session = job.sessions == nullptr ? b : job.sessions[b];
-    const int64_t where = session * job.session_stride + layer * job.layer_stride + i % job.kv_heads * job.head_stride;
-    for (int64_t t = 0; t < job.length; ++t) {
-      const int64_t from = (i * job.length + t) * job.size, to = where + job.places[b * job.length + t] * bytes;
-      std::memcpy(job.keys + to, heads.key.data() + from, bytes);
-      std::memcpy(job.values + to, heads.value.data() + from, bytes);
-    }
+void write_ring(const Layers& job, int64_t layer, const Heads& heads, int64_t row) {
+  const int64_t bytes = job.size * sizeof(uint16_t), b = row / job.length, t = row % job.length;
+  const int64_t session = job.sessions == nullptr ? b : job.sessions[b];
+  for (int64_t h = 0; h < job.kv_heads; ++h) {
+    const int64_t from = ((b * job.kv_heads + h) * job.length + t) * job.size;
+    const int64_t to = session * job.session_stride + layer * job.layer_stride + h * job.head_stride + job.places[row] * bytes;
+    std::memcpy(job.keys + to, heads.key.data() + from, bytes);
+    std::memcpy(job.values + to, heads.value.data() + from, bytes);
   }
 }
 
@@ -373,8 +393,7 @@ void run(const Layers& job, int part, int parts, Scratch& scratch, Heads& heads)
     const Project project{job.x, weights.attention_norm, job.eps, weights.qkv, job.cos, job.sin, job.heads, job.kv_heads, job.size,
                           job.length, rows, heads.query.data(), heads.near.data(), heads.key.data(), heads.value.data()};
     run(project, 0, rows, part, parts, scratch);
-    meet(parts);
-    write_ring(job, layer, heads, part, parts);
+    for (int64_t row = part; row < rows; row += parts) write_ring(job, layer, heads, row);  // as rows were shared out before
     meet(parts);
     Few few{};
     few.query = heads.near.data(), few.out = heads.found.data();

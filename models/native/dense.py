@@ -108,8 +108,9 @@ def suits_matrix(matrix: Tensor) -> bool:
 
 
 def suits_layer(config: ModelConfig, *matrices: Tensor) -> bool:
-    """Whether all matrices of a layer suit, and its heads."""
-    return config.head_dim in SIZES and all(map(suits_matrix, matrices))
+    """Whether all matrices of a layer suit, and its heads, which must be as wide together as hidden vectors are."""
+    width = config.num_heads * config.head_dim
+    return config.head_dim in SIZES and width == config.hidden_size and all(map(suits_matrix, matrices))
 
 
 def pack(codes: Tensor, scale: Tensor) -> Packed:
