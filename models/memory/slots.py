@@ -174,12 +174,12 @@ class Slots(Memory):
 
     def _ages(self, filled: list[int], device: torch.device) -> Tensor:
         """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""
-        wanted = (tuple(filled), device)
-        if self._aged is None or self._aged[0] != wanted:  # the same in all layers
+        wanted, known = (tuple(filled), device), self._aged
+        if known is None or known[0] != wanted or torch.is_grad_enabled():  # the same in all layers
             count = torch.tensor(filled, dtype=self._wide, device=device)[:, None]
             place = torch.arange(1, max(filled) + 1, device=device)
-            self._aged = wanted, (count - place) / count.clamp_min(1)
-        return self._aged[1]
+            self._aged = known = wanted, (count - place) / count.clamp_min(1)
+        return known[1]
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Score the evicted tokens, then keep the C most important of old and new, in the order of the text."""
