@@ -200,30 +200,11 @@ class Transformers:
     def __init__(self, model: str, threads: int) -> None:
         import transformers
 
-        made: Any = transformers  # its signatures are made while it runs
+        from bench.transformers_model import of_transformers
+
         self.name = f"transformers ({transformers.__version__})"
         self._threads = threads
-        checkpoint = load_checkpoint(model, dtype=torch.bfloat16)
-        config = checkpoint.config
-        settings = made.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            max_position_embeddings=config.trained_context,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attn_implementation="sdpa",
-        )
-        self._model: Any = made.LlamaForCausalLM(settings).to(torch.bfloat16).eval()
-        missing, unexpected = self._model.load_state_dict(checkpoint.tensors, strict=False)
-        assert not unexpected, unexpected
-        assert all("lm_head" in name for name in missing), missing  # that is the embedding
-        self._model.tie_weights()
+        self._model = of_transformers(load_checkpoint(model, dtype=torch.bfloat16))
         self._cache: Any = None
         self._scores = torch.zeros(1, 1)
 

@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 
 from bench.presses.chosen import presses
-from bench.presses.reader import PressReader, give_tokenizer, of_transformers
+from bench.presses.reader import PressReader, give_tokenizer
 from bench.recall import COMPARED, RESULTS, Recall, offer_reader
+from bench.transformers_model import of_transformers
 from models.evaluate.reading import ROOM, full_attention_reader
 from models.evaluate.results import Results
 from models.evaluate.trials import Trials

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from bench.presses.reader import PressReader, of_transformers
+from bench.presses.reader import PressReader
+from bench.transformers_model import of_transformers
 from models.evaluate.reading import full_attention_reader
 from models.weights.checkpoint import load_checkpoint
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from models import native
-from models.config import ModelConfig
 from models.memory import MECHANISMS
 from models.quantized import Quantizer, quantize_rows
 from models.transformer import Decoder, Weights
 from tests.models.memories import ROWS, Row, each
+from tests.models.native import test_dense
 from tests.models.native.test_attention import capable
 from tests.models.sessions import open_memory, random_tokens, read
 
-CONFIG = ModelConfig(
-    vocab_size=320,
-    hidden_size=128,
-    intermediate_size=192,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    rms_norm_eps=1e-5,
-    rope_theta=10_000.0,
-    trained_context=2048,
-    tie_word_embeddings=True,
-)
+CONFIG = replace(test_dense.CONFIG, vocab_size=320, hidden_size=128, intermediate_size=192, num_layers=4, num_heads=4)
 LENGTH = 130  # a ring of 48 tokens, segments of 16: six folds, and two tokens more
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.presses.reader import of_transformers
+from bench.transformers_model import of_transformers
 from models.load import assemble, memory_config
 from models.weights.checkpoint import load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
