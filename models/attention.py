@@ -155,12 +155,9 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
 
     `bias` (B, 1, G*T, N), in the query's dtype, is 0 where a key is seen and -inf where it is not.
     """
-    if native.suits_few(query, keys, values):
-        return native.attend_few(query, keys, values, bias)
+    if native.suits_jointly(query, keys, values):
+        return native.attend_jointly(query, keys, values, bias)
     flat = query.flatten(2, 3)
-    if query.shape[3] >= _LONG and native.suits(flat, keys, values, bias):
-        found: Tensor = native.attend(flat, keys, values, bias)[0]
-        return found.view(query.shape)
     return F.scaled_dot_product_attention(flat, keys, values, attn_mask=bias).view(query.shape)
 
 
@@ -288,8 +285,6 @@ def _codes(x: Tensor) -> Tensor:
 
 def _laid_out(x: Tensor, scale: Tensor | None, query: Tensor, age: Tensor | None = None) -> Tensor:
     """Far keys or values (B, r, C, d) in the query's type; with ages two dimensions more, for kernels want them in pairs."""
-    if scale is not None and native.suits_expand(x, scale, query.dtype):
-        return native.expand(x, scale, age)
     found = _codes(x).to(query.dtype)
     if scale is not None:
         found = found * scale[..., None].to(query.dtype)

@@ -62,7 +62,7 @@ class Weights(nn.Module):
 
 @dataclass(frozen=True)
 class _Stack:
-    """Neighbouring layers; `native` if few tokens can go through all of them in one call: none of them sees more than the ring."""
+    """Neighbouring layers; `native` if few tokens can go through all of them in one call."""
 
     begin: int
     end: int
@@ -88,9 +88,9 @@ class Decoder(nn.Module):
         self._ring = Ring(
             self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows, memory.looks_back
         )
-        self._stacks = self._stacked()
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)
+        self._stacks = self._stacked()
 
     def spec(self) -> Spec:
         """Every tensor of a session's state. `hidden` is the last token's output, from which the next token is read."""
@@ -151,25 +151,32 @@ class Decoder(nn.Module):
 
     def _run(self, tokens: Tensor, state: MemoryState, depth: int) -> tuple[Tensor, MemoryState]:
         pieces = self._ring.plan(tokens, state)
-        position = state.read("position")  # (B,)
         length = tokens.shape[1]
-        positions = position[:, None] + torch.arange(length, device=tokens.device)
-        cos, sin = self.weights.rotary.table(positions)
+        start = torch.tensor(pieces[0].positions, device=tokens.device)[:, None]  # (B, 1)
+        positions = start + torch.arange(length, device=tokens.device)
+        few = self._places(pieces[0], start) if len(pieces) == 1 and length < native.FEW and state.in_place else None
+        if few is None:
+            cos, sin = self.weights.rotary.table(positions)
+        else:
+            cos, sin = (part[:, :, self.memory.looks_back :] for part in (few.cos, few.sin))
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
         for stack in self._stacks:
             if stack.begin >= depth:
                 break
-            if stack.native is not None and len(pieces) == 1 and length < native.FEW and state.in_place:
-                self._pass_through(stack, x, cos, sin, pieces[0], state)
+            layers = range(stack.begin, stack.end)
+            if stack.native is not None and few is not None:
+                stack.native.run(x, state, few)
+                for index in layers:
+                    self._write(index, self.weights.layer(index), pieces[0])
             else:
-                for index in range(stack.begin, stack.end):
+                for index in layers:
                     layer = self.weights.layer(index)
                     found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
                     # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
                     x = layer.end(x, found, self.recompute)
             if stack.end - 1 == self.memory.listens:
                 self.memory.hear(x, positions, state)
-        state.write("position", position + length)
+        state.write("position", positions[:, -1] + 1)
         state.write("hidden", x[:, -1])
         return x, state
 
@@ -179,30 +186,27 @@ class Decoder(nn.Module):
         return logits
 
     def _stacked(self) -> list[_Stack]:
-        """The layers, cut behind those that the memory listens to, and around those whose queries see it."""
+        """The layers, cut behind those that the memory listens to, and around those whose memory only `Memory.read` can say."""
         memory, count = self.memory, self.config.num_layers
-        alone = [index for index in range(count) if memory.reads(index)]
-        cuts = {0, count, *alone, *(index + 1 for index in alone)}
+        keeps = memory.keeps()
+        alone = [index for index in range(count) if memory.reads(index) and keeps is None]
+        cuts = {0, count, memory.config.depth(self.config), *alone, *(index + 1 for index in alone)}
         if memory.listens is not None:
             cuts.add(memory.listens + 1)
         stacks = []
         for begin, end in pairwise(sorted(cuts)):
             dense = [layer.dense for layer in map(self.weights.layer, range(begin, end)) if layer.dense is not None]
             plain = len(dense) == end - begin and begin not in alone
-            stacks.append(_Stack(begin, end, native.Stack(dense) if plain else None))
+            far, sinks = (self._far_cos, self._far_sin), memory.config.sinks
+            one = native.Stack(begin, dense, keeps, far, sinks, memory.looks_back) if plain else None
+            stacks.append(_Stack(begin, end, one))
         return stacks
 
-    def _pass_through(
-        self, stack: _Stack, x: Tensor, cos: Tensor, sin: Tensor, piece: Piece, state: MemoryState
-    ) -> None:
-        """Change x into what the layers of a stack make of it."""
-        assert stack.native is not None
-        (keys, rows), (values, _) = state.located("ring_keys"), state.located("ring_values")
-        layers = slice(stack.begin, stack.end)
-        stack.native.run(x, cos, sin, keys[:, layers], values[:, layers], rows, piece.places, piece.bias)
-        if piece.fold is not None or piece.finish is not None:
-            for index in range(stack.begin, stack.end):
-                self._write(index, self.weights.layer(index), piece)
+    def _places(self, piece: Piece, start: Tensor) -> native.Places:
+        """Where the sessions of a piece stand, which begins at `start` (B, 1)."""
+        around = torch.arange(-self.memory.looks_back, piece.end, device=start.device)
+        cos, sin = self.weights.rotary.table((start + around).clamp_min(0))
+        return native.Places(piece.positions, piece.folded, self.memory.kept(piece.folded), cos, sin)
 
     def _attention(
         self,
@@ -259,8 +263,8 @@ class Decoder(nn.Module):
             joined = attend_beside(asked.near[:, chosen], keys[:, chosen], values[:, chosen], piece.bias, found)
         else:
             far_query = asked.far[:, chosen] if found.query is None else found.query
-            if native.suits_few(asked.near, keys, values, far_query, found):
-                return native.attend_few(asked.near, keys, values, piece.bias, far_query, found)
+            if native.suits_jointly(asked.near, keys, values, far_query, found):
+                return native.attend_jointly(asked.near, keys, values, piece.bias, far_query, found)
             near_keys, near_values = keys[:, chosen], values[:, chosen]
             joined = attend_jointly(asked.near[:, chosen], near_keys, near_values, piece.bias, far_query, found)
         others = [head for head in range(kv_heads) if head not in chosen]

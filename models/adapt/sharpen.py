@@ -110,6 +110,10 @@ class Taught(Slots):
         kept = self.look.kept(keys, Before(told.to(self._wide), known), heads).to(asked.plain.dtype)
         return replace(far, keys=kept.expand_as(far.keys))
 
+    def keeps(self) -> None:
+        """Keys as they are kept would have to be looked at before the look is known."""
+        return
+
     def _far_keys(self, look: Look, heads: slice, keys: Tensor, before: Before) -> Tensor:
         return keys
 

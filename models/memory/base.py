@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from models.attention import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer
+from models.native import Kept
 from models.state import MemoryState, Spec
 
 
@@ -124,6 +125,14 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """What the layer's queries see beyond the ring; None where there is nothing yet."""
+
+    def keeps(self) -> Kept | None:
+        """The same for all layers, where it lies in the state and only has to be looked at; None: only `read` can say it."""
+        return None
+
+    def kept(self, folded: Sequence[int]) -> list[int]:
+        """How much each head has kept of so many evicted tokens, by row. Only of one that says what it `keeps`."""
+        return [0 for _ in folded]
 
     @abstractmethod
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:

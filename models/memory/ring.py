@@ -8,7 +8,9 @@ so that they stand directly before the window, as in StreamingLLM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -63,13 +65,24 @@ class Piece:
 
     begin: int
     end: int
+    positions: list[int]  # of the first token, by row
     places: Tensor  # (B, t)
-    bias: Tensor  # (B, 1, G*t, sinks + W + S) in the compute dtype: 0 where seen, else -inf
     folded: list[int]  # tokens each row has evicted before this piece
     finished: list[int]  # tokens each row has in complete segments before this piece
     finish: Finish | None
     fold: Fold | None
-    behind: Behind | None
+    seeing: Callable[[], Tensor]
+    trailing: Callable[[], Behind] | None
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """(B, 1, G*t, sinks + W + S) in the compute dtype: 0 where seen, else -inf."""
+        return self.seeing()
+
+    @cached_property
+    def behind(self) -> Behind | None:
+        """For a memory that looks back."""
+        return None if self.trailing is None else self.trailing()
 
 
 class Ring:
@@ -114,34 +127,39 @@ class Ring:
         return pieces
 
     def _piece(self, starts: list[int], begin: int, tokens: Tensor, state: MemoryState) -> Piece:
-        config, count, device = self._config, tokens.shape[1], tokens.device
+        config, count = self._config, tokens.shape[1]
         bases = [config.evicted(start) for start in starts]
-        start = torch.tensor(starts, device=device)[:, None]  # (B, 1)
-        base = torch.tensor(bases, device=device)[:, None, None]  # (B, 1, 1)
-        query = start + torch.arange(count, device=device)  # (B, t)
+        start = torch.tensor(starts, device=tokens.device)[:, None]  # (B, 1)
+        query = start + torch.arange(count, device=tokens.device)  # (B, t)
         places = query % config.ring
         state.write_places("tokens", places, tokens.to(torch.int32))
-        last = query[:, -1:]
-        held = last - (last - torch.arange(config.ring, device=device)) % config.ring  # (B, W + S) positions
-        held = held[:, None, :]
-        near = (held >= base) & (held <= query[:, :, None])  # (B, t, W + S)
-        sinks = (base > 0).expand(-1, count, config.sinks)
-        seen = torch.cat((sinks, near), dim=-1)[:, None]
-        # The G query heads that share keys lie along t, so that the keys are never repeated.
-        seen = seen.repeat(1, 1, self._model.queries_per_kv, 1)
-        bias = torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, -torch.inf)
         ends = [begun + count for begun in starts]
         return Piece(
             begin=begin,
             end=begin + count,
+            positions=starts,
             places=config.sinks + places,
-            bias=bias,
             folded=bases,
             finished=[begun // config.segment * config.segment for begun in starts],
             finish=self._finish(ends, state) if self._follows else None,
             fold=self._fold(ends, state),
-            behind=self._behind(start, count) if self._looks_back else None,
+            seeing=partial(self._bias, query, bases),
+            trailing=partial(self._behind, start, count) if self._looks_back else None,
         )
+
+    def _bias(self, query: Tensor, bases: list[int]) -> Tensor:
+        """What queries at these positions (B, t) see of the ring, whose rows have evicted so many tokens."""
+        config, device = self._config, query.device
+        base = torch.tensor(bases, device=device)[:, None, None]  # (B, 1, 1)
+        last = query[:, -1:]
+        held = last - (last - torch.arange(config.ring, device=device)) % config.ring  # (B, W + S) positions
+        held = held[:, None, :]
+        near = (held >= base) & (held <= query[:, :, None])  # (B, t, W + S)
+        sinks = (base > 0).expand(-1, query.shape[1], config.sinks)
+        seen = torch.cat((sinks, near), dim=-1)[:, None]
+        # The G query heads that share keys lie along t, so that the keys are never repeated.
+        seen = seen.repeat(1, 1, self._model.queries_per_kv, 1)
+        return torch.zeros_like(seen, dtype=self._dtype).masked_fill(~seen, -torch.inf)
 
     def _behind(self, start: Tensor, count: int) -> Behind:
         """Of a piece of so many tokens from the positions `start` (B, 1) on."""

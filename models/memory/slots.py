@@ -7,6 +7,7 @@ a query sees them at one fixed far distance in the same softmax as the ring. Whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,7 +143,7 @@ class Slots(Memory):
         """The filled slots of the layer's retrieval heads; they are filled from the front."""
         if layer not in self._heads:
             return None
-        filled = [min(self.config.slots, max(0, count - self.config.sinks)) for count in asked.folded]
+        filled = self.kept(asked.folded)
         if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
             return None
         heads, used = self._range[layer], slice(0, max(filled))
@@ -171,6 +172,24 @@ class Slots(Memory):
             key_grid=_grid(state.read("key_grid", heads)) if self._packed else None,
             value_grid=_grid(state.read("value_grid", heads)) if self._packed else None,
         )
+
+    def keeps(self) -> native.Kept:
+        """See `Memory.keeps`."""
+        scaled, packed = self._quantized, self._packed
+        return native.Kept(
+            parts={layer: (heads, self._range[layer]) for layer, heads in self._heads.items()},
+            keys="slot_keys",
+            values="slot_values",
+            key_scale="slot_key_scale" if scaled else None,
+            value_scale="slot_value_scale" if scaled else None,
+            key_grid="key_grid" if packed else None,
+            value_grid="value_grid" if packed else None,
+            look=self.look,
+        )
+
+    def kept(self, folded: Sequence[int]) -> list[int]:
+        """Slots in use: of all heads equally many."""
+        return [min(self.config.slots, max(0, count - self.config.sinks)) for count in folded]
 
     def _ages(self, filled: list[int], device: torch.device) -> Tensor:
         """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""

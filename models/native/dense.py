@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.native.attention import available
 from models.native.compiled import compiled
-from models.native.few import SIZES
+from models.native.joint import SIZES
 
 PANEL = 32
 """Outputs must come in multiples of this many."""
@@ -20,7 +19,7 @@ GROUP = 64
 """Inputs, too: so many share an activation's scale."""
 
 
-class _Packed(ctypes.Structure):
+class PackedStruct(ctypes.Structure):
     _fields_ = (
         ("codes", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
@@ -34,7 +33,7 @@ class _Project(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
         ("eps", ctypes.c_float),
-        ("weights", _Packed),
+        ("weights", PackedStruct),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "size", "length", "rows")),
@@ -47,11 +46,11 @@ class _Finish(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("heads", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "row_stride", "length", "size", "rows")),
-        ("out", _Packed),
+        ("out", PackedStruct),
         ("norm", ctypes.c_void_p),
         ("eps", ctypes.c_float),
-        ("gate_up", _Packed),
-        ("down", _Packed),
+        ("gate_up", PackedStruct),
+        ("down", PackedStruct),
     )
 
 
@@ -60,30 +59,9 @@ class _ReadOut(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("norm", ctypes.c_void_p),
         ("eps", ctypes.c_float),
-        ("weights", _Packed),
+        ("weights", PackedStruct),
         ("rows", ctypes.c_int64),
         ("logits", ctypes.c_void_p),
-    )
-
-
-class _LayerWeights(ctypes.Structure):
-    _fields_ = (
-        ("attention_norm", ctypes.c_void_p),
-        ("mlp_norm", ctypes.c_void_p),
-        *((name, _Packed) for name in ("qkv", "out", "gate_up", "down")),
-    )
-
-
-class _Layers(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("layers", ctypes.POINTER(_LayerWeights)),
-        ("number", ctypes.c_int64),
-        ("eps", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "keys", "values")),
-        *((name, ctypes.c_int64) for name in ("session_stride", "layer_stride", "head_stride")),
-        *((name, ctypes.c_void_p) for name in ("sessions", "places", "bias")),
-        *((name, ctypes.c_int64) for name in ("batch", "length", "heads", "kv_heads", "size", "count")),
     )
 
 
@@ -96,9 +74,9 @@ class Packed:
     outputs: int
     inputs: int
 
-    def described(self) -> _Packed:
+    def described(self) -> PackedStruct:
         """For a call, in which these tensors must stay alive."""
-        return _Packed(self.codes.data_ptr(), self.scale.data_ptr(), self.outputs, self.inputs)
+        return PackedStruct(self.codes.data_ptr(), self.scale.data_ptr(), self.outputs, self.inputs)
 
 
 def suits_matrix(matrix: Tensor) -> bool:
@@ -183,70 +161,6 @@ class DenseLayer:
             self.down.described(),
         )
         _library().palimpsest_finish(ctypes.byref(job), torch.get_num_threads())
-
-
-class Stack:
-    """Neighbouring layers whose heads see the ring and nothing else: few tokens go through all of them in one call."""
-
-    def __init__(self, layers: Sequence[DenseLayer]) -> None:
-        self._layers = tuple(layers)
-        self._config = self._layers[0].config
-        self._described = (_LayerWeights * len(layers))(
-            *(
-                _LayerWeights(
-                    layer.attention_norm.data_ptr(),
-                    layer.mlp_norm.data_ptr(),
-                    *(matrix.described() for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)),
-                )
-                for layer in layers
-            )
-        )
-
-    def run(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        rows: Tensor | None,
-        places: Tensor,
-        bias: Tensor,
-    ) -> None:
-        """Change x (B, T, D), float32 without gaps, into what the last layer makes of it, and write the ring.
-
-        `keys` and `values` (sessions, L, K, N, d) are the layers' part of it, `rows` (B,) the sessions (None: the first B),
-        `places` (B, T) where tokens are written. `cos` and `sin` (B, 1, T, d/2); `bias` (B, 1, G*T, N).
-        """
-        batch, length, _ = x.shape
-        config, size = self._config, self._config.head_dim
-        assert x.is_contiguous()
-        assert keys.stride() == values.stride()
-        assert keys.stride()[3:] == (size, 1)
-        held = [part.contiguous() for part in (cos, sin, places, bias)]
-        cos, sin, places, bias = held
-        strides = [keys.element_size() * stride for stride in keys.stride()[:3]]
-        job = _Layers(
-            x.data_ptr(),
-            self._described,
-            len(self._layers),
-            config.rms_norm_eps,
-            cos.data_ptr(),
-            sin.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            *strides,
-            None if rows is None else rows.data_ptr(),
-            places.data_ptr(),
-            bias.data_ptr(),
-            batch,
-            length,
-            config.num_heads,
-            config.num_kv_heads,
-            size,
-            keys.shape[3],
-        )
-        _library().palimpsest_layers(ctypes.byref(job), torch.get_num_threads())
 
 
 def read_out(hidden: Tensor, norm: Tensor, eps: float, matrix: Packed) -> Tensor:

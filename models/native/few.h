@@ -15,14 +15,21 @@
 
 enum Kind : int64_t { kBfloat16, kInt8, kInt4 };
 
-// Keys and values of some heads, (B, r, count, d). Strides are in bytes; rows have no gaps. `scale` is (B, r, count), `grid`
-// (B, r, 2, d): centre and spread. Both may be null.
+// Tensors of sessions and heads. Strides are in bytes; what belongs to one head has no gaps.
+struct Lying {
+  const char* data;  // of session 0 and the first head; null: there is none
+  int64_t session_stride, head_stride;
+
+  const char* of(int64_t session, int64_t head) const {
+    return data == nullptr ? nullptr : data + session * session_stride + head * head_stride;
+  }
+};
+
+// Keys or values of some heads, (sessions, r, count, d); `scale` (sessions, r, count), float32 or bfloat16; `grid` (sessions, r, 2, d),
+// float32: centre and spread.
 struct Stored {
-  const char* data;
-  int64_t batch_stride, head_stride;
-  const float* scale;
-  int64_t scale_batch_stride, scale_head_stride;  // in elements
-  const float* grid;
+  Lying codes, scale, grid;
+  int64_t narrow;  // whether scales are bfloat16
 };
 
 struct Few {
@@ -33,7 +40,8 @@ struct Few {
   const uint16_t* bias;          // (B, Q, count)
   int64_t batch, heads, queries, count, size;
   uint16_t* out;                 // (B, K, Q, d)
-  // Far keys; all null or 0 where there are none.
+  // Far keys; all null or 0 where there are none. Where `far_counts` are given, what is stored lies as near keys do, in `sessions`, so
+  // many in each, ordered by age; else one session lies behind the other.
   const int32_t* far_heads;      // (K,): index among the heads that have far keys, or -1
   int64_t far_count, far_number, kind;  // keys; heads; Kind
   const uint16_t* far_query;     // (B, r, Q, d)
@@ -41,7 +49,11 @@ struct Few {
   const float *offset, *slope;   // (B, r, Q)
   const float* age;              // (B, far_count)
   const uint8_t* visible;        // (B, r, far_count)
+  const int64_t* far_counts;     // (B,)
 };
+
+// What some queries have found among some keys: R * (d + 2) numbers, of which d are sums of weighed values, then the sum of the weights
+// and the greatest score.
 
 namespace {
 
@@ -194,99 +206,152 @@ NATIVE inline void scale_by(float* weights, const float* scale, int64_t count) {
   for (int64_t n = 0; n < count; ++n) weights[n] *= scale[n];
 }
 
-// R queries of one head of one session, from query `first` on.
+// Scales from key `begin` on as float32: where they lie, or copied to `buffer`.
+NATIVE inline const float* scales_of(const Stored& stored, int64_t session, int64_t head, int64_t begin, int64_t count, float* buffer) {
+  const char* at = stored.scale.of(session, head);
+  if (at == nullptr || !stored.narrow) return at == nullptr ? nullptr : (const float*)at + begin;
+  const uint16_t* narrow = (const uint16_t*)at + begin;
+  for (int64_t n = 0; n < count; n += 16) {
+    const int64_t left = count - n;
+    const __mmask16 inside = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, narrow + n)), 16);
+    _mm512_storeu_ps(buffer + n, _mm512_castsi512_ps(bits));
+  }
+  return buffer;
+}
+
+// Of `count` keys the part from `begin` to `end`.
+struct Span {
+  int64_t begin, end;
+  int64_t number() const { return end - begin; }
+};
+
+inline Span span_of(int64_t count, int64_t part, int64_t parts) {
+  const auto at = [&](int64_t p) { return p == parts ? count : count * p / parts / 16 * 16; };
+  return {at(part), at(part + 1)};
+}
+
+// R queries of one head of one session, from query `first` on, among one of `parts` parts of its keys.
 template <int V, int R>
-NATIVE void attend_few(const Few& job, int64_t b, int64_t head, int64_t first, std::vector<float>& buffer) {
+NATIVE void search(const Few& job, int64_t b, int64_t head, int64_t first, int64_t part, int64_t parts, std::vector<float>& buffer,
+                   float* found) {
   constexpr int64_t size = 16 * V;
-  const int64_t far = job.far_heads == nullptr ? -1 : job.far_heads[head];
-  const int64_t near_width = (job.count + 15) / 16 * 16, far_width = far < 0 ? 0 : (job.far_count + 15) / 16 * 16;
-  buffer.resize(R * (near_width + far_width + 3 * size));
-  float *near = buffer.data(), *away = near + R * near_width;
-  float *query = away + R * far_width, *out = query + R * size, *found = out + R * size;
+  const int64_t session = job.sessions == nullptr ? b : job.sessions[b], far_session = job.far_counts == nullptr ? b : session;
+  const int64_t far_count = job.far_counts == nullptr ? job.far_count : job.far_counts[b];
+  const int64_t far = job.far_heads == nullptr || far_count == 0 ? -1 : job.far_heads[head];
+  const Span by = span_of(job.count, part, parts), away_by = far < 0 ? Span{0, 0} : span_of(far_count, part, parts);
+  const int64_t near_width = (by.number() + 15) / 16 * 16, far_width = (away_by.number() + 15) / 16 * 16;
+  buffer.resize(R * (near_width + far_width + 2 * size) + 2 * far_width);
+  float *near = buffer.data(), *away = near + R * near_width, *spare = away + R * far_width, *ages = spare + far_width;
+  float *query = ages + far_width, *more = query + R * size;
   const float scale = 1 / std::sqrt((float)size);
-  const int64_t session = job.sessions == nullptr ? b : job.sessions[b];
-  const int64_t where = session * job.batch_stride + head * job.head_stride;
+  const int64_t where = session * job.batch_stride + head * job.head_stride + by.begin * 2 * size;
   const int64_t row = (b * job.heads + head) * job.queries + first;
   for (int64_t d = 0; d < R * size; d += 16) _mm512_storeu_ps(query + d, widen(job.query + row * size + d));
-  score<kBfloat16, V, R>(query, job.keys + where, job.count, near, near_width);
+  score<kBfloat16, V, R>(query, job.keys + where, by.number(), near, near_width);
   const int64_t pair = b * job.far_number + far, asked = pair * job.queries + first;
   const Stored &keys = job.far_keys, &values = job.far_values;
+  const int64_t skipped = away_by.begin * (job.kind == kInt4 ? size / 2 : job.kind == kInt8 ? size : 2 * size);
   if (far >= 0) {
     float constants[R] = {};
+    const float* grid = (const float*)keys.grid.of(far_session, far);
     for (int r = 0; r < R; ++r) {
       float* row_query = query + r * size;
       for (int64_t d = 0; d < size; d += 16) _mm512_storeu_ps(row_query + d, widen(job.far_query + (asked + r) * size + d));
-      if (keys.grid != nullptr) {
-        const float *centre = keys.grid + pair * 2 * size, *spread = centre + size;
-        constants[r] = scale * dot(row_query, centre, size);
-        for (int64_t d = 0; d < size; ++d) row_query[d] *= spread[d];
+      if (grid != nullptr) {
+        constants[r] = scale * dot(row_query, grid, size);
+        for (int64_t d = 0; d < size; ++d) row_query[d] *= grid[size + d];
       }
       if (job.offset != nullptr) constants[r] += job.offset[asked + r];
     }
-    const char* rows = keys.data + b * keys.batch_stride + far * keys.head_stride;
-    if (job.kind == kInt4) score<kInt4, V, R>(query, rows, job.far_count, away, far_width);
-    else if (job.kind == kInt8) score<kInt8, V, R>(query, rows, job.far_count, away, far_width);
-    else score<kBfloat16, V, R>(query, rows, job.far_count, away, far_width);
-    const float* by_key = keys.scale == nullptr ? nullptr : keys.scale + b * keys.scale_batch_stride + far * keys.scale_head_stride;
+    const char* rows = keys.codes.of(far_session, far) + skipped;
+    if (job.kind == kInt4) score<kInt4, V, R>(query, rows, away_by.number(), away, far_width);
+    else if (job.kind == kInt8) score<kInt8, V, R>(query, rows, away_by.number(), away, far_width);
+    else score<kBfloat16, V, R>(query, rows, away_by.number(), away, far_width);
+    const float* by_key = scales_of(keys, far_session, far, away_by.begin, away_by.number(), spare);
+    const float* age = job.age == nullptr ? nullptr : job.age + b * job.far_count + away_by.begin;
+    if (job.far_counts != nullptr && job.slope != nullptr) {
+      for (int64_t n = 0; n < away_by.number(); ++n) ages[n] = (float)(far_count - 1 - away_by.begin - n) / far_count;
+      age = ages;
+    }
     for (int r = 0; r < R; ++r) {
-      adjust_far(away + r * far_width, job.far_count, scale, by_key, constants[r], job.slope == nullptr ? 0 : job.slope[asked + r],
-                 job.age == nullptr ? nullptr : job.age + b * job.far_count,
-                 job.visible == nullptr ? nullptr : job.visible + pair * job.far_count);
+      adjust_far(away + r * far_width, away_by.number(), scale, by_key, constants[r], job.slope == nullptr ? 0 : job.slope[asked + r],
+                 age, job.visible == nullptr ? nullptr : job.visible + pair * job.far_count + away_by.begin);
     }
   }
-  float near_sums[R], far_sums[R] = {};
+  float *out = found, *sums = found + R * size, *peaks = sums + R, far_sums[R] = {};
   for (int r = 0; r < R; ++r) {
     float *n = near + r * near_width, *f = away + r * far_width;
-    adjust_near(n, job.count, scale, job.bias + (b * job.queries + first + r) * job.count);
-    const float greatest = std::max(greatest_of(n, job.count), far < 0 ? -std::numeric_limits<float>::infinity() : greatest_of(f, job.far_count));
-    near_sums[r] = weigh(n, job.count, greatest);
-    if (far >= 0) far_sums[r] = weigh(f, job.far_count, greatest);
+    adjust_near(n, by.number(), scale, job.bias + (b * job.queries + first + r) * job.count + by.begin);
+    peaks[r] = std::max(greatest_of(n, by.number()), greatest_of(f, away_by.number()));
+    if (far >= 0) far_sums[r] = weigh(f, away_by.number(), peaks[r]);
+    sums[r] = weigh(n, by.number(), peaks[r]) + far_sums[r];
   }
-  gather<kBfloat16, V, R>(near, near_width, job.values + where, job.count, out);
-  if (far >= 0) {
-    if (values.scale != nullptr) {
-      const float* by_key = values.scale + b * values.scale_batch_stride + far * values.scale_head_stride;
-      for (int r = 0; r < R; ++r) scale_by(away + r * far_width, by_key, job.far_count);
-    }
-    const char* rows = values.data + b * values.batch_stride + far * values.head_stride;
-    if (job.kind == kInt4) gather<kInt4, V, R>(away, far_width, rows, job.far_count, found);
-    else if (job.kind == kInt8) gather<kInt8, V, R>(away, far_width, rows, job.far_count, found);
-    else gather<kBfloat16, V, R>(away, far_width, rows, job.far_count, found);
-    const float* grid = values.grid == nullptr ? nullptr : values.grid + pair * 2 * size;
-    for (int r = 0; r < R; ++r) {
-      for (int64_t d = 0; d < size; ++d) {
-        const float value = found[r * size + d];
-        out[r * size + d] += grid == nullptr ? value : value * grid[size + d] + far_sums[r] * grid[d];
-      }
-    }
-  }
+  gather<kBfloat16, V, R>(near, near_width, job.values + where, by.number(), out);
+  if (far < 0) return;
+  const float* by_key = scales_of(values, far_session, far, away_by.begin, away_by.number(), spare);
+  for (int r = 0; r < R && by_key != nullptr; ++r) scale_by(away + r * far_width, by_key, away_by.number());
+  const char* rows = values.codes.of(far_session, far) + skipped;
+  if (job.kind == kInt4) gather<kInt4, V, R>(away, far_width, rows, away_by.number(), more);
+  else if (job.kind == kInt8) gather<kInt8, V, R>(away, far_width, rows, away_by.number(), more);
+  else gather<kBfloat16, V, R>(away, far_width, rows, away_by.number(), more);
+  const float* grid = (const float*)values.grid.of(far_session, far);
   for (int r = 0; r < R; ++r) {
-    const __m512 share = _mm512_set1_ps(1 / (near_sums[r] + far_sums[r]));
-    for (int64_t d = 0; d < size; d += 16) {
-      const __m512 rounded = _mm512_mul_ps(_mm512_loadu_ps(out + r * size + d), share);
-      _mm256_storeu_si256((__m256i*)(job.out + (row + r) * size + d), (__m256i)_mm512_cvtneps_pbh(rounded));
+    for (int64_t d = 0; d < size; ++d) {
+      const float value = more[r * size + d];
+      out[r * size + d] += grid == nullptr ? value : value * grid[size + d] + far_sums[r] * grid[d];
     }
   }
 }
+
+constexpr int64_t kTogether = 4;  // queries that keys are read for at once
+
+inline int64_t tasks_of(const Few& job) { return job.batch * job.heads * ((job.queries + kTogether - 1) / kTogether); }
+
+// Numbers that one part of a task finds.
+inline int64_t room_of(const Few& job) { return kTogether * (job.size + 2); }
 
 template <int V>
-void attend_few(const Few& job, int64_t task, std::vector<float>& buffer) {
-  const int64_t blocks = (job.queries + 1) / 2, pair = task / blocks, first = task % blocks * 2;
-  if (first + 1 < job.queries) attend_few<V, 2>(job, pair / job.heads, pair % job.heads, first, buffer);
-  else attend_few<V, 1>(job, pair / job.heads, pair % job.heads, first, buffer);
-}
-
-// For heads of 32, 64, 96, 128 and 256 dimensions.
-inline void attend_few(const Few& job, int64_t task, std::vector<float>& buffer) {
-  switch (job.size / 16) {
-    case 2: attend_few<2>(job, task, buffer); break;
-    case 4: attend_few<4>(job, task, buffer); break;
-    case 6: attend_few<6>(job, task, buffer); break;
-    case 8: attend_few<8>(job, task, buffer); break;
-    case 16: attend_few<16>(job, task, buffer); break;
+void search(const Few& job, int64_t task, int64_t part, int64_t parts, std::vector<float>& buffer, float* found) {
+  const int64_t blocks = (job.queries + kTogether - 1) / kTogether, pair = task / blocks, first = task % blocks * kTogether;
+  const int64_t b = pair / job.heads, head = pair % job.heads;
+  switch (std::min(kTogether, job.queries - first)) {
+    case 1: search<V, 1>(job, b, head, first, part, parts, buffer, found); break;
+    case 2: search<V, 2>(job, b, head, first, part, parts, buffer, found); break;
+    case 3: search<V, 3>(job, b, head, first, part, parts, buffer, found); break;
+    case 4: search<V, 4>(job, b, head, first, part, parts, buffer, found); break;
   }
 }
 
-inline int64_t tasks_of(const Few& job) { return job.batch * job.heads * ((job.queries + 1) / 2); }
+// For heads of 32, 64, 96, 128 and 256 dimensions: `found` are room_of(job) numbers.
+inline void search(const Few& job, int64_t task, int64_t part, int64_t parts, std::vector<float>& buffer, float* found) {
+  switch (job.size / 16) {
+    case 2: search<2>(job, task, part, parts, buffer, found); break;
+    case 4: search<4>(job, task, part, parts, buffer, found); break;
+    case 6: search<6>(job, task, part, parts, buffer, found); break;
+    case 8: search<8>(job, task, part, parts, buffer, found); break;
+    case 16: search<16>(job, task, part, parts, buffer, found); break;
+  }
+}
+
+// What all parts of a task have found, one behind the other, as one softmax.
+NATIVE inline void join(const Few& job, int64_t task, const float* found, int64_t parts) {
+  const int64_t blocks = (job.queries + kTogether - 1) / kTogether, pair = task / blocks, first = task % blocks * kTogether;
+  const int64_t together = std::min(kTogether, job.queries - first), room = room_of(job), size = job.size;
+  for (int64_t r = 0; r < together; ++r) {
+    float greatest = -std::numeric_limits<float>::infinity(), sum = 0;
+    for (int64_t p = 0; p < parts; ++p) greatest = std::max(greatest, found[p * room + together * (size + 1) + r]);
+    const auto weight = [&](int64_t p) { return std::exp(found[p * room + together * (size + 1) + r] - greatest); };
+    for (int64_t p = 0; p < parts; ++p) sum += weight(p) * found[p * room + together * size + r];
+    for (int64_t d = 0; d < size; d += 16) {
+      __m512 all = _mm512_setzero_ps();
+      for (int64_t p = 0; p < parts; ++p) {
+        all = _mm512_fmadd_ps(_mm512_set1_ps(weight(p)), _mm512_loadu_ps(found + p * room + r * size + d), all);
+      }
+      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(all, _mm512_set1_ps(1 / sum)));
+      _mm256_storeu_si256((__m256i*)(job.out + (pair * job.queries + first + r) * size + d), rounded);
+    }
+  }
+}
 
 }  // namespace

@@ -1,10 +1,11 @@
-// How slots are asked for (`models/memory/look.py`), and how they are laid out for `attention.cpp`: one pass over what takes plain torch dozens.
+// How slots are asked for (`models/memory/look.py`): one pass over what takes plain torch dozens.
 
 #pragma once
 
 #include "few.h"
 
-// For the B sessions and r key/value heads of one layer. Parameters are (r, …) without gaps, float32, as in `models.memory.look.Look`.
+// For the B sessions and r key/value heads of one layer. Parameters are (r, …) without gaps, float32, as in `models.memory.look.Look`;
+// where there are none, a query asks for what it asks its neighbourhood for.
 struct Look {
   const uint16_t* query;                      // (B, H, t, d), without rotation
   int64_t batch_stride, head_stride, row_stride;  // of it, in elements
@@ -22,24 +23,9 @@ struct Look {
   float *eager, *slopes;                      // (B, r, G, t)
 };
 
-// Rounded vectors (B, r, count, size) times their scales as bfloat16, with two more numbers each: an age and zero, where there are ages.
-struct Expand {
-  const char* codes;
-  int64_t batch_stride, head_stride;  // in bytes
-  const float* scale;
-  int64_t scale_batch_stride, scale_head_stride;
-  const float* age;  // (B, count) or null
-  int64_t batch, heads, count, size, kind;
-  uint16_t* out;
-};
-
 namespace {
 
 constexpr int64_t kSpan = 32;  // queries of a task
-
-NATIVE inline uint16_t rounded(float x) {
-  return (uint16_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0);
-}
 
 NATIVE void look(const Look& job, int64_t task, std::vector<float>& buffer) {
   const int64_t spans = (job.length + kSpan - 1) / kSpan, size = job.size, half = size / 2;
@@ -50,7 +36,7 @@ NATIVE void look(const Look& job, int64_t task, std::vector<float>& buffer) {
   const int64_t session = job.sessions == nullptr ? b : job.sessions[b], head = job.heads[r];
   const char* ring = job.keys + session * job.session_stride + head * job.key_stride;
   const float* centre = job.centre + r * size;
-  for (int64_t n = begin; n < end - 1 + job.trails; ++n) {
+  for (int64_t n = begin; job.sharpness != nullptr && n < end - 1 + job.trails; ++n) {
     float* to = told + (n - begin) * size;
     const int64_t at = b * count + n;
     if (!job.known[at]) {
@@ -70,7 +56,7 @@ NATIVE void look(const Look& job, int64_t task, std::vector<float>& buffer) {
   const float scale = 1 / std::sqrt((float)size);
   const float* weights = job.trail + r * job.trails * size;
   for (int64_t t = begin; t < end; ++t) {
-    for (int64_t d = 0; d < size; d += 16) {
+    for (int64_t d = 0; d < size && job.sharpness != nullptr; d += 16) {
       __m512 sum = _mm512_setzero_ps();
       for (int64_t o = 0; o < job.trails; ++o) {
         sum = _mm512_fmadd_ps(_mm512_loadu_ps(told + (t - begin + o) * size + d), _mm512_loadu_ps(weights + o * size + d), sum);
@@ -85,9 +71,15 @@ NATIVE void look(const Look& job, int64_t task, std::vector<float>& buffer) {
         const __m512 c = _mm512_loadu_ps(job.far_cos + d), s = _mm512_loadu_ps(job.far_sin + d);
         const __m256i one = (__m256i)_mm512_cvtneps_pbh(_mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
         const __m256i other = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
+        if (job.sharpness == nullptr) {
+          _mm256_storeu_si256((__m256i*)(job.asked + to * size + d), one);
+          _mm256_storeu_si256((__m256i*)(job.asked + to * size + half + d), other);
+          continue;
+        }
         _mm512_storeu_ps(x + d, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(one), 16)));
         _mm512_storeu_ps(x + half + d, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16)));
       }
+      if (job.sharpness == nullptr) continue;
       const __m512 sharp = _mm512_set1_ps(job.sharpness[own]);
       for (int64_t d = 0; d < size; d += 16) {
         const __m512 told_too = _mm512_mul_ps(_mm512_loadu_ps(trail + d), _mm512_loadu_ps(job.gain + own * size + d));
@@ -112,41 +104,5 @@ NATIVE void look(const Look& job, int64_t task, std::vector<float>& buffer) {
 }
 
 inline int64_t tasks_of(const Look& job) { return job.batch * job.number * ((job.length + kSpan - 1) / kSpan); }
-
-template <int64_t K, int V>
-NATIVE void expand_rows(const Expand& job, int64_t b, int64_t head, int64_t begin, int64_t end) {
-  const int64_t more = job.age == nullptr ? 0 : 2, width = 16 * V + more;
-  const char* rows = job.codes + b * job.batch_stride + head * job.head_stride;
-  const float* scale = job.scale + b * job.scale_batch_stride + head * job.scale_head_stride;
-  uint16_t* out = job.out + (b * job.heads + head) * job.count * width;
-  for (int64_t n = begin; n < end; ++n) {
-    __m512 x[V];
-    expand<K, V>(rows + n * row_bytes<K>(16 * V), x);
-    const __m512 factor = _mm512_set1_ps(scale[n]);
-    for (int v = 0; v < V; ++v) {
-      _mm256_storeu_si256((__m256i*)(out + n * width + 16 * v), (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(x[v], factor)));
-    }
-    if (more) out[n * width + 16 * V] = rounded(job.age[b * job.count + n]), out[n * width + 16 * V + 1] = 0;
-  }
-}
-
-template <int V>
-void expand_rows(const Expand& job, int64_t b, int64_t head, int64_t begin, int64_t end) {
-  if (job.kind == kInt4) expand_rows<kInt4, V>(job, b, head, begin, end);
-  else expand_rows<kInt8, V>(job, b, head, begin, end);
-}
-
-// A quarter of one head.
-inline void expand_task(const Expand& job, int64_t task) {
-  const int64_t pair = task / 4, begin = job.count * (task % 4) / 4, end = job.count * (task % 4 + 1) / 4;
-  const int64_t b = pair / job.heads, head = pair % job.heads;
-  switch (job.size / 16) {
-    case 2: expand_rows<2>(job, b, head, begin, end); break;
-    case 4: expand_rows<4>(job, b, head, begin, end); break;
-    case 6: expand_rows<6>(job, b, head, begin, end); break;
-    case 8: expand_rows<8>(job, b, head, begin, end); break;
-    case 16: expand_rows<16>(job, b, head, begin, end); break;
-  }
-}
 
 }  // namespace

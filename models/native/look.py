@@ -1,4 +1,4 @@
-"""How slots are asked for and laid out (`look.h`), for processors with AVX-512 BF16."""
+"""How slots are asked for (`look.h`), for processors with AVX-512 BF16."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from models.native.attention import available
 from models.native.compiled import compiled
-from models.native.few import KINDS, SIZES
+from models.native.joint import SIZES
 
 if TYPE_CHECKING:
     from models.attention import Asked
     from models.memory.look import Look
 
-_PARAMETERS = (
+PARAMETERS = (
     "sharpness",
     "offset",
     "eagerness",
@@ -36,21 +36,9 @@ class _Look(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "row_stride")),
         *((name, ctypes.c_void_p) for name in ("far_cos", "far_sin", "keys")),
         *((name, ctypes.c_int64) for name in ("session_stride", "key_stride")),
-        *((name, ctypes.c_void_p) for name in ("sessions", "places", "cos", "sin", "known", "heads", *_PARAMETERS)),
+        *((name, ctypes.c_void_p) for name in ("sessions", "places", "cos", "sin", "known", "heads", *PARAMETERS)),
         *((name, ctypes.c_int64) for name in ("batch", "number", "groups", "length", "size", "trails", "rank")),
         *((name, ctypes.c_void_p) for name in ("asked", "eager", "slopes")),
-    )
-
-
-class _Expand(ctypes.Structure):
-    _fields_ = (
-        ("codes", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride")),
-        ("scale", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("scale_batch_stride", "scale_head_stride")),
-        ("age", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "count", "size", "kind")),
-        ("out", ctypes.c_void_p),
     )
 
 
@@ -75,7 +63,7 @@ def look_far(asked: Asked, look: Look, heads: list[int], part: slice) -> tuple[T
         query = query.contiguous()
     batch, _, length, size = query.shape
     groups = asked.plain.shape[2]
-    parameters = [getattr(look, name)[part] for name in _PARAMETERS]  # the first of each is where all of it begins
+    parameters = [getattr(look, name)[part] for name in PARAMETERS]  # the first of each is where all of it begins
     shape = (batch, len(heads), groups, length)
     found = query.new_empty((*shape, size))
     eager, slopes = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
@@ -115,41 +103,3 @@ def look_far(asked: Asked, look: Look, heads: list[int], part: slice) -> tuple[T
     assert loaded is not None
     loaded.palimpsest_look(ctypes.byref(job), torch.get_num_threads())
     return found, eager, slopes
-
-
-def suits_expand(codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether `expand` can take rounded vectors, to be laid out in this type."""
-    return (
-        codes.dtype in (torch.int8, torch.uint8)
-        and scale is not None
-        and codes.shape[-1] * (2 if codes.dtype == torch.uint8 else 1) in SIZES
-        and codes.stride()[2:] == (codes.shape[-1], 1)
-        and available(codes.device, dtype)
-    )
-
-
-def expand(codes: Tensor, scale: Tensor, age: Tensor | None = None) -> Tensor:
-    """Codes (B, r, C, d) times their scales (B, r, C), bfloat16; with ages (B, C) two dimensions more: the age, and zero."""
-    batch, heads, count, width = codes.shape
-    size = 2 * width if codes.dtype == torch.uint8 else width
-    scale = scale.float()
-    scale = scale if scale.stride(-1) == 1 else scale.contiguous()
-    age = None if age is None else age.contiguous()
-    out = torch.empty((batch, heads, count, size + (0 if age is None else 2)), dtype=torch.bfloat16)
-    job = _Expand(
-        codes.data_ptr(),
-        *codes.stride()[:2],  # a code is a byte, or two are
-        scale.data_ptr(),
-        *scale.stride()[:2],
-        None if age is None else age.data_ptr(),
-        batch,
-        heads,
-        count,
-        size,
-        KINDS[codes.dtype],
-        out.data_ptr(),
-    )
-    loaded = compiled()
-    assert loaded is not None
-    loaded.palimpsest_expand(ctypes.byref(job), torch.get_num_threads())
-    return out

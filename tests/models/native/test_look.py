@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import native
-from models.attention import Around, Asked, Recent, pack_codes
+from models.attention import Around, Asked, Recent
 from models.config import ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.look import TRAIL, Look
@@ -75,20 +75,3 @@ def test_a_look_that_is_being_taught_goes_the_long_way() -> None:
     look = taught(64)
     assert native.suits_look(question, look)
     assert not native.suits_look(question, look.requires_grad_())
-
-
-@capable
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_codes_are_laid_out_with_their_scales_and_ages(bits: int, size: int) -> None:
-    x = drawn(2, 3, 90, size, seed=5) * (6 if bits == 4 else 40)
-    whole = pack_codes(x) if bits == 4 else x.round().clamp(-127, 127).to(torch.int8)
-    codes, scale, age = whole[:, :, :70], drawn(2, 3, 90, seed=6).abs()[:, :, :70], drawn(2, 70, seed=7).abs()
-    steps = ((x + 15) / 2).round().clamp(0, 15) * 2 - 15 if bits == 4 else whole.float()
-    assert native.suits_expand(codes, scale, torch.bfloat16)
-    expected = (steps[:, :, :70] * scale[..., None]).bfloat16()
-    assert torch.equal(native.expand(codes, scale), expected)
-    aged = native.expand(codes, scale, age)
-    assert torch.equal(aged[..., :size], expected)
-    assert torch.equal(aged[..., size], age[:, None].bfloat16().expand(-1, 3, -1))
-    assert not aged[..., size + 1].any()

@@ -1,4 +1,4 @@
-"""Attention of few queries over keys as they lie in a session's state (`few.h`), for processors with AVX-512 BF16."""
+"""Attention over keys as they lie in a session's state (`few.h`, `many.h`), for processors with AVX-512 BF16."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ SIZES = (32, 64, 96, 128, 256)
 KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.uint8: 2}
 
 
-class _Stored(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-        ("scale", ctypes.c_void_p),
-        ("scale_batch_stride", ctypes.c_int64),
-        ("scale_head_stride", ctypes.c_int64),
-        ("grid", ctypes.c_void_p),
-    )
+class Lying(ctypes.Structure):
+    """A tensor (sessions, r, …) whose heads' parts have no gaps."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("session_stride", ctypes.c_int64), ("head_stride", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Lying:
+        """Where it lies, which it must not leave before the call."""
+        return cls(tensor.data_ptr(), *(tensor.element_size() * stride for stride in tensor.stride()[:2]))
+
+
+class Stored(ctypes.Structure):
+    """Keys or values as they lie in a state."""
+
+    _fields_ = (("codes", Lying), ("scale", Lying), ("grid", Lying), ("narrow", ctypes.c_int64))
 
 
 class _Few(ctypes.Structure):
@@ -47,24 +52,23 @@ class _Few(ctypes.Structure):
         ("far_heads", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("far_count", "far_number", "kind")),
         ("far_query", ctypes.c_void_p),
-        ("far_keys", _Stored),
-        ("far_values", _Stored),
-        *((name, ctypes.c_void_p) for name in ("offset", "slope", "age", "visible")),
+        ("far_keys", Stored),
+        ("far_values", Stored),
+        *((name, ctypes.c_void_p) for name in ("offset", "slope", "age", "visible", "far_counts")),
     )
 
 
-def suits_few(
+def suits_jointly(
     query: Tensor, keys: Tensor, values: Tensor, far_query: Tensor | None = None, far: Far | None = None
 ) -> bool:
-    """Whether `attend_few` can take query (B, K, G, t, d), keys and values (B, K, N, d) and far keys: few bfloat16 queries on a CPU
-    that has the instructions, and no gradients wanted."""
+    """Whether `attend_jointly` can take query (B, K, G, t, d), keys and values (B, K, N, d) and far keys: bfloat16 on a CPU that
+    has the instructions, and no gradients wanted."""
     tensors = [query, keys, values]
     if far is not None:
         tensors += [x for x in (far_query, far.keys, far.values, far.offset, far.slope) if x is not None]
     size = query.shape[-1]
     return (
-        query.shape[3] < FEW
-        and size in SIZES
+        size in SIZES
         and available(query.device, query.dtype)
         and keys.stride()[2:] == (size, 1)
         and keys.stride() == values.stride()
@@ -72,7 +76,7 @@ def suits_few(
     )
 
 
-def attend_few(
+def attend_jointly(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor | None = None, far: Far | None = None
 ) -> Tensor:
     """Softmax attention of query (B, K, G, t, d) over near keys, and in the same softmax over far ones, which `far_query`
@@ -109,25 +113,21 @@ def attend_few(
         )
     loaded = compiled()
     assert loaded is not None
-    loaded.palimpsest_attend_few(ctypes.byref(job), torch.get_num_threads())
+    few = length < FEW
+    (loaded.palimpsest_attend_few if few else loaded.palimpsest_attend_many)(ctypes.byref(job), torch.get_num_threads())
     return out
 
 
-def _stored(x: Tensor, scale: Tensor | None, grid: Grid | None, held: list[Tensor]) -> _Stored:
-    if x.stride()[2:] != (x.shape[-1], 1):
-        x = x.contiguous()
-    if scale is not None and scale.stride(-1) != 1:
-        scale = scale.contiguous()
-    held += [x, *([] if scale is None else [scale])]
-    item = x.dtype.itemsize
-    return _Stored(
-        x.data_ptr(),
-        item * x.stride(0),
-        item * x.stride(1),
-        None if scale is None else scale.data_ptr(),
-        *((0, 0) if scale is None else scale.stride()[:2]),
-        None if grid is None else _pointer(torch.stack((grid.centre, grid.spread), dim=2), held),
-    )
+def _stored(x: Tensor, scale: Tensor | None, grid: Grid | None, held: list[Tensor]) -> Stored:
+    parts = [x if x.stride()[2:] == (x.shape[-1], 1) else x.contiguous()]
+    if scale is not None:
+        parts.append(scale if scale.stride(-1) == 1 else scale.contiguous())
+    if grid is not None:
+        parts.append(torch.stack((grid.centre, grid.spread), dim=2))
+    held += parts
+    lying = iter(map(Lying.of, parts))
+    codes = next(lying)
+    return Stored(codes, Lying() if scale is None else next(lying), Lying() if grid is None else next(lying))
 
 
 def _pointer(tensor: Tensor | None, held: list[Tensor]) -> int | None:
