@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,13 +41,27 @@ class LayeredConfig(MemoryConfig):
 
 
 @dataclass(frozen=True)
+class Left:
+    """Where evicted keys and values are."""
+
+    keys: Tensor
+    values: Tensor
+    """(sessions, L, K, N, d): the ring of all sessions and layers."""
+    rows: Tensor | None
+    """(B,): which of the sessions; None: the first B."""
+    places: Tensor
+    """(B, S + lookahead)"""
+    cos: Tensor
+    sin: Tensor
+    """(B, 1, S + lookahead, d/2): the keys' rotation."""
+
+
+@dataclass(frozen=True)
 class Evicted:
     """The S oldest tokens of the ring, on their way into the memory of one layer, for the B rows that fold now."""
 
-    keys: Tensor
-    """(B, K, S + lookahead, d) wide, rotary embedding taken off; the last `lookahead` stay in the ring."""
-    values: Tensor
-    """(B, K, S, d) in the state's dtype."""
+    take: Callable[[], tuple[Tensor, Tensor]]
+    """Makes `keys` and `values`, while the ring is as it is."""
     tokens: Tensor
     """(B, S) int32."""
     starts: Tensor
@@ -55,6 +70,22 @@ class Evicted:
     """(B, S) bool: False for the sinks, which stay in sight and must not be counted twice."""
     queries: Tensor | None = None
     """(B, K, G, t, d), without rotation, of the call that completed the segment: for losses while training, else None."""
+    left: Left | None = None
+    """Where they lie, in a state that is written in place."""
+
+    @property
+    def keys(self) -> Tensor:
+        """(B, K, S + lookahead, d) wide, rotary embedding taken off; the last `lookahead` stay in the ring."""
+        return self._taken[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(B, K, S, d) in the state's dtype."""
+        return self._taken[1]
+
+    @cached_property
+    def _taken(self) -> tuple[Tensor, Tensor]:
+        return self.take()
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Importance(nn.Module, ABC):
         """What it keeps for a session."""
 
     @abstractmethod
-    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, keys: Tensor) -> Tensor:
-        """Scores (B, r, S) of the evicted tokens of one layer's heads; keys (B, r, S + lookahead, d), wide.
+    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:
+        """Scores (B, r, S) of the evicted tokens of one layer's heads, which are `of` its key/value heads.
 
         The sinks get -inf: they never leave the model's sight.
         """
@@ -64,9 +64,9 @@ class Leverage(Importance):
             "last_scores": TensorSpec((heads, self.lookahead), self._wide, fill=-torch.inf),
         }
 
-    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, keys: Tensor) -> Tensor:
+    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:
         """Smoothed leverage. Updates mean and scatter, from which sinks are left out: their keys are extreme."""
-        reach = self.lookahead
+        reach, keys = self.lookahead, evicted.keys[:, of]  # (B, r, S + reach, d)
         length = keys.shape[2] - reach
         position = evicted.starts[:, None] + torch.arange(length + reach, device=keys.device)  # (B, S + reach)
         counted = (position >= self._sinks).to(keys.dtype)[:, None, :, None]  # (B, 1, S + reach, 1)
@@ -133,8 +133,8 @@ class Learned(Importance):
         """Score the tokens, and let the scores wait."""
         state.write_places("importance", positions % self._places, self(hidden.to(self._wide)))
 
-    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, keys: Tensor) -> Tensor:
+    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:
         """What was noted when the tokens were read."""
-        places = evicted.starts[:, None] + torch.arange(keys.shape[2], device=keys.device)
+        places = evicted.starts[:, None] + torch.arange(evicted.counted.shape[1], device=evicted.starts.device)
         noted = state.read_places("importance", places % self._places)[..., heads].transpose(1, 2)
         return noted.masked_fill(~evicted.counted[:, None], -torch.inf)

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.attention import Around, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
-from models.memory.base import Evicted, Finished
+from models.memory.base import Evicted, Finished, Left
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -35,6 +35,7 @@ class Fold:
     first: list[int]  # rows (of this fold) that evict their very first segment
     tokens: Tensor  # (B, S)
     starts: Tensor  # (B,)
+    counted: Tensor  # (B, S)
 
 
 @dataclass(frozen=True)
@@ -229,17 +230,23 @@ class Ring:
             first=[row for row, begin in enumerate(begins) if begin == 0],
             tokens=folding.read_places("tokens", places[:, : config.segment]),
             starts=starts,
+            counted=positions[:, : config.segment] >= config.sinks,
         )
 
     def evict(self, layer: int, fold: Fold) -> Evicted:
         """Take the oldest segment of one layer out of the ring, and move the sinks along."""
-        segment, state = self._config.segment, fold.state
-        rotated = state.read_at("ring_keys", layer, fold.places)
-        keys = rotate(rotated.to(fold.cos.dtype), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
-        values = state.read_at("ring_values", layer, fold.places[:, :segment])
         self.move_sinks(layer, fold)
-        counted = fold.starts[:, None] + torch.arange(segment, device=state.device) >= self._config.sinks
-        return Evicted(keys=keys, values=values, tokens=fold.tokens, starts=fold.starts, counted=counted)
+        left, state = None, fold.state
+        if state.in_place:
+            (keys, rows), (values, _) = state.located("ring_keys"), state.located("ring_values")
+            left = Left(keys, values, rows, fold.places, fold.cos, fold.sin)
+        take = partial(self._evicted, layer, fold)
+        return Evicted(take=take, tokens=fold.tokens, starts=fold.starts, counted=fold.counted, left=left)
+
+    def _evicted(self, layer: int, fold: Fold) -> tuple[Tensor, Tensor]:
+        rotated = fold.state.read_at("ring_keys", layer, fold.places)
+        keys = rotate(rotated.to(fold.cos.dtype), fold.cos, -fold.sin)  # (B, K, S + lookahead, d)
+        return keys, fold.state.read_at("ring_values", layer, fold.places[:, : self._config.segment])
 
     def move_sinks(self, layer: int, fold: Fold) -> None:
         """Rotate the sinks of one layer anew, and store them when they leave the ring: all that is to do where nobody wants what

@@ -173,18 +173,22 @@ class Slots(Memory):
             value_grid=_grid(state.read("value_grid", heads)) if self._packed else None,
         )
 
-    def keeps(self) -> native.Kept:
+    def keeps(self) -> native.Kept | None:
         """See `Memory.keeps`."""
         scaled, packed = self._quantized, self._packed
         return native.Kept(
             parts={layer: (heads, self._range[layer]) for layer, heads in self._heads.items()},
             keys="slot_keys",
             values="slot_values",
+            score="slot_score",
+            position="slot_position",
+            token="slot_token",
             key_scale="slot_key_scale" if scaled else None,
             value_scale="slot_value_scale" if scaled else None,
             key_grid="key_grid" if packed else None,
             value_grid="value_grid" if packed else None,
             look=self.look,
+            trail=None if self.look is None else "slot_trail",
         )
 
     def kept(self, folded: Sequence[int]) -> list[int]:
@@ -205,9 +209,12 @@ class Slots(Memory):
         if layer not in self._heads:
             return
         heads = self._range[layer]
+        score = self.importance.scores(heads, state, evicted, self._heads[layer])  # (B, r, S)
+        length, keeps = score.shape[-1], self.keeps()
+        if keeps is not None and native.suits_fold(evicted, score):
+            native.fold(keeps, layer, state, evicted, score, self.config.sinks)
+            return
         keys = evicted.keys[:, self._heads[layer]]  # (B, r, S + reach, d)
-        score = self.importance.scores(heads, state, evicted, keys)  # (B, r, S)
-        length = score.shape[-1]
         kept_score = torch.cat((state.read("slot_score", heads), score), dim=-1)  # (B, r, C + S)
         # Neighbours share the maximum of their scores, so ties are common: the older token stays.
         chosen = kept_score.sort(dim=-1, descending=True, stable=True).indices[..., : self.config.slots]

@@ -1,6 +1,7 @@
-// Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`few.h`, `look.h`).
+// Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`few.h`, `fold.h`,
+// `look.h`).
 //
-// Plain C functions, called through ctypes; see models/native/dense.py, few.py and look.py.
+// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py and look.py.
 
 #include <cstdint>
 
@@ -13,6 +14,7 @@
 
 #include "dense.h"
 #include "few.h"
+#include "fold.h"
 #include "look.h"
 
 namespace {
@@ -69,6 +71,14 @@ extern "C" void palimpsest_look(const Look* job, int32_t threads) {
     static thread_local std::vector<float> buffer;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < tasks_of(*job); ++task) look(*job, task, buffer);
+  }
+}
+
+extern "C" void palimpsest_fold(const Fold* job, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+  for (int64_t task = 0; task < job->batch * job->number; ++task) {
+    static thread_local Bench bench;
+    fold(*job, task / job->number, task % job->number, bench);
   }
 }
 

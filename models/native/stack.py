@@ -53,18 +53,23 @@ class Kept:
     """What some heads of some layers see beyond the ring, in tensors of the state that hold all of them: (B, R, C, …).
 
     `parts` are each layer's heads, and their neighbouring places among the R. `keys` and `values` name the codes, `key_scale` and
-    so on what they are multiplied with, (B, R, C), and `key_grid` what they lie on, (B, R, 2, d). Keys carry no rotation, and are
-    seen from distance W, from the front on, in the order of the text; how they are asked for may be learned (`look`).
+    so on what they are multiplied with, (B, R, C), and `key_grid` what they lie on, (B, R, 2, d); `score`, `position` and `token`,
+    (B, R, C), say what each is worth, and of which token. Keys carry no rotation, and are seen from distance W, from the front
+    on, in the order of the text. How they are asked for may be learned (`look`); then `trail` are the last keys that were evicted.
     """
 
     parts: Mapping[int, tuple[Sequence[int], slice]]
     keys: str
     values: str
+    score: str
+    position: str
+    token: str
     key_scale: str | None = None
     value_scale: str | None = None
     key_grid: str | None = None
     value_grid: str | None = None
     look: Look | None = None
+    trail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ class Stack:
         if self._kept is not None:
             kept = self._kept
             kind = KINDS[state.located(kept.keys)[0].dtype]
-            far_keys = _stored(state, kept.keys, kept.key_scale, kept.key_grid)
-            far_values = _stored(state, kept.values, kept.value_scale, kept.value_grid)
+            far_keys = stored(state, kept.keys, kept.key_scale, kept.key_grid)
+            far_values = stored(state, kept.values, kept.value_scale, kept.value_grid)
         job = _Step(
             x.data_ptr(),
             self._described,
@@ -178,9 +183,11 @@ class Stack:
         return described
 
 
-def _stored(state: MemoryState, codes: str, scale: str | None, grid: str | None) -> Stored:
+def stored(state: MemoryState, codes: str, scale: str | None, grid: str | None, part: slice = slice(None)) -> Stored:
+    """Where tensors of these names lie in a state, those of some of their heads."""
+
     def lying(name: str | None) -> Lying:
-        return Lying() if name is None else Lying.of(state.located(name)[0])
+        return Lying() if name is None else Lying.of(state.located(name)[0][:, part])
 
     narrow = scale is not None and state.located(scale)[0].dtype == torch.bfloat16
     return Stored(lying(codes), lying(scale), lying(grid), narrow)

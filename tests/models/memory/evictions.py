@@ -13,8 +13,7 @@ def evicted(keys: Tensor, values: Tensor, start: int, *, sinks: int = 0, queries
     rows, _, length, _ = values.shape
     places = torch.arange(start, start + length).expand(rows, -1)  # (B, S)
     return Evicted(
-        keys=keys,
-        values=values,
+        take=lambda: (keys, values),
         tokens=(1000 + places).to(torch.int32),
         starts=torch.full((rows,), start),
         counted=places >= sinks,
