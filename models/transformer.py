@@ -130,14 +130,14 @@ class Decoder(nn.Module):
     def read_through(self, tokens: Tensor, state: MemoryState, ahead: int) -> MemoryState:
         """Take tokens (B, T) in that at least `ahead` others will follow before anything is asked, saved or copied.
 
-        Layers above the memory's last one see a ring's length back each. So far from the end nothing that they compute is ever
-        seen, and they are left out. Then the state is that of `run` once the others have been taken in, and not before.
+        Layers above the memory's last one see a ring's length back each. What they compute farther from the end than as many
+        rings as there are layers from them on is never seen, and left out. Then the state is that of `run` once the others have
+        been taken in, and not before.
         """
-        depth, ring = self.memory.config.depth(self.config), self.memory.config.ring
+        depth, count, ring = self.memory.config.depth(self.config), self.config.num_layers, self.memory.config.ring
         # The first eviction stores the sinks of every layer.
         begun = min(state.positions) >= ring
-        far = ahead >= (self.config.num_layers - depth) * ring
-        return self._run_in_parts(tokens, state, depth if begun and far else self.config.num_layers)[1]
+        return self._run_in_parts(tokens, state, max(depth, count - ahead // ring) if begun else count)[1]
 
     def _run_in_parts(self, tokens: Tensor, state: MemoryState, depth: int) -> tuple[Tensor, MemoryState]:
         if self.memory.listens is None:
@@ -163,8 +163,8 @@ class Decoder(nn.Module):
         for stack in self._stacks:
             if stack.begin >= depth:
                 break
-            layers = range(stack.begin, stack.end)
-            if stack.native is not None and few is not None:
+            layers = range(stack.begin, min(stack.end, depth))
+            if stack.native is not None and few is not None and depth >= stack.end:
                 stack.native.run(x, state, few)
                 for index in layers:
                     self._write(index, self.weights.layer(index), pieces[0])
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
                     found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
                     # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
                     x = layer.end(x, found, self.recompute)
-            if stack.end - 1 == self.memory.listens:
+            if layers[-1] == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", positions[:, -1] + 1)
         state.write("hidden", x[:, -1])
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         memory, count = self.memory, self.config.num_layers
         keeps = memory.keeps()
         alone = [index for index in range(count) if memory.reads(index) and keeps is None]
-        cuts = {0, count, memory.config.depth(self.config), *alone, *(index + 1 for index in alone)}
+        cuts = {0, count, *alone, *(index + 1 for index in alone)}
         if memory.listens is not None:
             cuts.add(memory.listens + 1)
         stacks = []
@@ -220,8 +220,7 @@ class Decoder(nn.Module):
         outs = []
         for piece in pieces:
             span = slice(piece.begin, piece.end)
-            state.write_at("ring_keys", index, piece.places, asked.key[:, :, span])
-            state.write_at("ring_values", index, piece.places, asked.value[:, :, span])
+            self._ring.write(index, piece.places, asked.key[:, :, span], asked.value[:, :, span], state)
             outs.append(self._attend(index, piece, asked.query[:, :, span], asked.near_query[:, :, span], state))
             with torch.set_grad_enabled(torch.is_grad_enabled() or self.memory_learns):
                 self._write(index, layer, piece, asked.query[:, :, span])

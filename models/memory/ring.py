@@ -15,6 +15,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from models import native
 from models.attention import Around, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
@@ -169,6 +170,14 @@ class Ring:
         cos, sin = self._rotary.table(held)
         return Behind(self._config.sinks + held % self._config.ring, cos, sin, known)
 
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor, state: MemoryState) -> None:
+        """Keys and values (B, K, t, d) of one layer to their places (B, t)."""
+        if native.suits_ring(state) and not keys.requires_grad:
+            native.write_ring(state, layer, places, keys, values)
+            return
+        state.write_at("ring_keys", layer, places, keys)
+        state.write_at("ring_values", layer, places, values)
+
     def recent(self, layer: int, behind: Behind, state: MemoryState) -> Recent:
         """The keys of one layer, once the piece has been written."""
         rotated = state.read_at("ring_keys", layer, behind.places)
@@ -253,6 +262,9 @@ class Ring:
         leaves it."""
         sinks, state = self._config.sinks, fold.state
         if not sinks:
+            return
+        if native.suits_ring(state):
+            native.move_sinks(layer, fold)
             return
         if fold.first:
             begun, places = state.select(fold.first), fold.places[fold.first, :sinks]

@@ -1,7 +1,7 @@
 // Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`few.h`, `fold.h`,
-// `look.h`).
+// `look.h`, `ring.h`).
 //
-// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py and look.py.
+// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py, look.py and ring.py.
 
 #include <cstdint>
 
@@ -16,6 +16,7 @@
 #include "few.h"
 #include "fold.h"
 #include "look.h"
+#include "ring.h"
 
 namespace {
 
@@ -81,5 +82,9 @@ extern "C" void palimpsest_fold(const Fold* job, int32_t threads) {
     fold(*job, task / job->number, task % job->number, bench);
   }
 }
+
+extern "C" void palimpsest_write_ring(const Written* job) { write(*job); }
+
+extern "C" void palimpsest_move_sinks(const Moved* job) { move(*job); }
 
 #endif

@@ -144,9 +144,11 @@ def test_what_nothing_will_see_is_not_computed(
         chunk = tokens[at : at + 30]
         decoder.read_through(torch.tensor([chunk]), state, ahead=len(tokens) - at - len(chunk))
     first = -(-max(0, config.ring - begin) // 30)
-    left_out = (300 - above * config.ring) // 30 - first if above else 0
     assert computed.count(0) == 10
-    assert computed.count(decoder.config.num_layers - 1) == 10 - left_out
+    for left in range(1, above + 1):  # layers from the last one on
+        left_out = (300 - left * config.ring) // 30 - first
+        assert computed.count(decoder.config.num_layers - left) == 10 - left_out
+    assert computed.count(decoder.config.num_layers - above - 1) == 10
     assert_same_state(whole, state)
     assert greedy(decoder, state, 20) == greedy(decoder, whole, 20)
 
