@@ -124,9 +124,9 @@ class Engine:
             session.served = self._step
             self._residency.touch(key)
             tokens = [session.pending[index] for index in range(count)]
-            last = count == len(session.pending)
-            voice = session.generation.voice if session.generation is not None and last else None
-            feeds.setdefault(session.pair, []).append(Feed(key, session.row, tokens, voice))
+            ahead = len(session.pending) - count
+            voice = session.generation.voice if session.generation is not None and not ahead else None
+            feeds.setdefault(session.pair, []).append(Feed(key, session.row, tokens, voice, ahead))
         return feeds
 
     def _postprocess(self, session: Session, feed: Feed, samples: Mapping[str, Sample]) -> None:

@@ -92,12 +92,16 @@ class Voice:
 
 @dataclass(frozen=True)
 class Feed:
-    """One session's part of a step: tokens to take in, and the voice that samples after the last of them, if any."""
+    """One session's part of a step: tokens to take in, and the voice that samples after the last of them, if any.
+
+    Behind them `ahead` others are sure to be taken in, whatever happens: they are journaled, or the session is a scratch copy.
+    """
 
     key: str
     row: int
     tokens: Sequence[int]
     voice: Voice | None
+    ahead: int = 0
 
 
 class Runner:
@@ -140,6 +144,9 @@ class Runner:
         for group in groups:
             state = self._slab.select([feed.row for feed in group])
             tokens = torch.tensor([list(feed.tokens) for feed in group], device=self._device)
+            if len(group) == 1 and group[0].ahead:
+                self._model.decoder.read_through(tokens, state, group[0].ahead)
+                continue
             logits, _ = self._model.decoder(tokens, state)
             samples |= self._sample(group, logits)
         for feed in feeds:

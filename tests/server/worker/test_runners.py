@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.state import MemoryState
 from models.transformer import Decoder
@@ -65,6 +66,31 @@ def test_the_pairs_are_described_in_order_with_their_own_sizes(runners: Runners)
     window, slots = (offer.state_bytes for offer in ready.offers)
     assert 0 < window < slots
     assert len(read(runners[pair(runners, "slots")], TOKENS)) >= slots
+
+
+def test_what_is_followed_by_others_is_not_read_to_the_end(runners: Runners, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots, ahead = runners[pair(runners, "slots")], []
+    read_through = Decoder.read_through
+
+    def counted(decoder: Decoder, tokens: Tensor, state: MemoryState, count: int) -> MemoryState:
+        ahead.append(count)
+        return read_through(decoder, tokens, state, count)
+
+    monkeypatch.setattr(Decoder, "read_through", counted)
+    tokens = TOKENS * 4
+    whole = read(slots, tokens)
+    slots.restore(0, None)
+    for begin in range(0, len(tokens), 30):
+        rest = len(tokens) - begin - 30
+        slots.run([Feed("s", 0, tokens[begin : begin + 30], None, rest)])
+    assert ahead == list(range(330, 0, -30))
+    slots.restore(1, slots.save(0)[1])
+    slots.restore(0, whole)
+    samples = [
+        slots.run([Feed("s", row, TOKENS[:1], slots.voice(SamplingParams(logprobs=3)))])["s"].top for row in range(2)
+    ]
+    assert [token for token, _ in samples[0]] == [token for token, _ in samples[1]]
+    assert [score for _, score in samples[0]] == pytest.approx([score for _, score in samples[1]], abs=1e-3)
 
 
 def test_a_slab_is_laid_out_when_its_first_session_comes(runners: Runners, laid_out: list[int]) -> None:
