@@ -28,9 +28,8 @@ def fold_ms(reader: Reader, full: MemoryState) -> float:
     starts = torch.tensor([start])
     positions = starts[:, None] + torch.arange(config.segment)
     cos, sin = decoder.weights.rotary.table(positions)
-    evicted = Evicted(
-        keys, values, torch.zeros(1, config.segment, dtype=torch.int32), starts, positions >= config.sinks
-    )
+    tokens = torch.zeros(1, config.segment, dtype=torch.int32)
+    evicted = Evicted(lambda: (keys, values), tokens, starts, positions >= config.sinks)
     finished = Finished(keys[:, :, : config.segment].to(decoder.dtype), values, cos, sin, starts, [])
 
     def fold() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import native
 from models.config import MemoryConfig
 from models.memory.base import Evicted
 from models.state import MemoryState, Spec, TensorSpec
@@ -131,6 +132,9 @@ class Learned(Importance):
 
     def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
         """Score the tokens, and let the scores wait."""
+        if native.suits_hear(self, hidden, state):
+            native.hear(self, hidden, positions, state)
+            return
         state.write_places("importance", positions % self._places, self(hidden.to(self._wide)))
 
     def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:

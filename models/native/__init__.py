@@ -13,6 +13,8 @@ from models.native.dense import suits_layer as suits_layer
 from models.native.dense import suits_matrix as suits_matrix
 from models.native.fold import fold as fold
 from models.native.fold import suits_fold as suits_fold
+from models.native.hear import hear as hear
+from models.native.hear import suits_hear as suits_hear
 from models.native.joint import FEW as FEW
 from models.native.joint import attend_jointly as attend_jointly
 from models.native.joint import suits_jointly as suits_jointly

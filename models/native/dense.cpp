@@ -1,7 +1,7 @@
 // Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`few.h`, `fold.h`,
-// `look.h`, `ring.h`).
+// `hear.h`, `look.h`, `ring.h`).
 //
-// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py, look.py and ring.py.
+// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py, hear.py, look.py and ring.py.
 
 #include <cstdint>
 
@@ -15,6 +15,7 @@
 #include "dense.h"
 #include "few.h"
 #include "fold.h"
+#include "hear.h"
 #include "look.h"
 #include "ring.h"
 
@@ -81,6 +82,11 @@ extern "C" void palimpsest_fold(const Fold* job, int32_t threads) {
     static thread_local Bench bench;
     fold(*job, task / job->number, task % job->number, bench);
   }
+}
+
+extern "C" void palimpsest_hear(const Hear* job, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && job->batch * job->length > 16)
+  for (int64_t row = 0; row < job->batch * job->length; ++row) hear(*job, row);
 }
 
 extern "C" void palimpsest_write_ring(const Written* job) { write(*job); }
