@@ -1,4 +1,4 @@
-"""Writes the measured table of the README from bench/results: `python -m bench.readme`. A test checks that it was run."""
+"""Writes the measured tables of the README from bench/results: `python -m bench.readme`. A test checks that it was run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-RESULTS = ROOT / "bench" / "results" / "recall.json"
-BEGIN, END = "<!-- measured: python -m bench.readme -->\n", "<!-- end of measured -->\n"
+RESULTS = ROOT / "bench" / "results"
+_RECALL, _ENGINE = "<!-- measured: python -m bench.readme -->\n", "<!-- measured engine: python -m bench.readme -->\n"
+_END = "<!-- end of measured -->\n"
 
 _TASKS = {
     "passkey": "5-digit passkey in filler, exact",
@@ -22,8 +23,18 @@ _TASKS = {
 }
 
 
-def measured(results: Path = RESULTS) -> str:
-    """The table in Markdown."""
+_WORK = {
+    "prefill_512": "reading 512 tokens",
+    "prefill_7900": "reading 7,900 tokens",
+    "decode_512": "a token after 512",
+    "decode_7900": "a token after 7,900",
+    "decode_batch8": "a step of 8 sessions after 512",
+    "ask_7900": "reading 32 more after 7,900",
+}
+
+
+def measured(results: Path = RESULTS / "recall.json") -> str:
+    """What sessions remember, in Markdown."""
     rows: list[Mapping[str, Any]] = json.loads(results.read_text(encoding="utf-8"))
     lines = ["| task | tokens | memory | state | trials | result |", "|---|--:|---|--:|--:|--:|"]
     for row in rows:
@@ -42,16 +53,32 @@ def measured(results: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_measured(readme: str, table: str) -> str:
-    """The README's text with the table between its marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + table + END + after
+def measured_engine(results: Path = RESULTS / "engine.json") -> str:
+    """How fast the engine is beside others, in Markdown."""
+    found: Mapping[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    ours, *others = found["engines"]
+    lines = ["| | " + " | ".join((ours, *others)) + f" | times {others[0]} |", "|---|" + "--:|" * (len(others) + 2)]
+    for name, work in _WORK.items():
+        by = found["seconds"][name]
+        figures = [f"{by[one]:.2f} s" if by[one] >= 1 else f"{1000 * by[one]:.3g} ms" for one in found["engines"]]
+        lines.append("| " + " | ".join((work, *figures, f"{by[others[0]] / by[ours]:.1f}")) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_measured(readme: str, recall: str, engine: str) -> str:
+    """The README's text with the tables between their marks."""
+    for begin, table in ((_RECALL, recall), (_ENGINE, engine)):
+        before, _, rest = readme.partition(begin)
+        _, _, after = rest.partition(_END)
+        readme = before + begin + table + _END + after
+    return readme
 
 
 def main() -> None:
     """Entry point."""
-    README.write_text(with_measured(README.read_text(encoding="utf-8"), measured()), encoding="utf-8")
+    README.write_text(
+        with_measured(README.read_text(encoding="utf-8"), measured(), measured_engine()), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

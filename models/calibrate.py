@@ -16,13 +16,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from models.adapt.foretell import fit, watch_answers
-from models.adapt.sharpen import Progress, sharpen
+from models.adapt.sharpen import Progress, Told, sharpen
 from models.adapter import adapter_options, resume_adapter, save_adapter, stages_of
 from models.attention import attend
 from models.calibration import Calibration
@@ -126,6 +127,8 @@ def main() -> None:
     parser.add_argument("--stretches", type=int, default=96, help="stretches of the book that are asked about")
     parser.add_argument("--steps", type=int, default=150, help="steps in which looking far away is learned")
     parser.add_argument("--text-weight", type=float, default=5.0, help="what plain text counts beside answers then")
+    for name, number in asdict(Told()).items():
+        parser.add_argument(f"--{name}", type=int, default=number, help=f"told in each stretch then (default {number})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads")
     options = parser.parse_args()
@@ -205,6 +208,7 @@ def teach_slots(
             text_weight=weight,
             seed=options.seed,
             begun=begun,
+            told=Told(options.facts, options.needles, options.anew),
             say=note,
         )
     stage = {

@@ -1,4 +1,4 @@
-"""`palimpsest-server`: serve, calibrate, adapt, evaluate, fetch, version."""
+"""`palimpsest-server`: serve, calibrate, adapt, mix, evaluate, fetch, version."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ def calibrate(context: typer.Context) -> None:
 def adapt(context: typer.Context) -> None:
     """Teach a pretrained model to use a memory; writes an adapter. `adapt --help` lists its options."""
     _run_module("models.adapt", *context.args)
+
+
+@main.command(add_help_option=False, context_settings=_PASSED_ON)
+def mix(context: typer.Context) -> None:
+    """Make one adapter of several of a kind, their weighed mean. `mix --help` lists its options."""
+    _run_module("models.mix", *context.args)
 
 
 @main.command(add_help_option=False, context_settings=_PASSED_ON)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 
-from models.codec import encode_state
 from models.load import Offer, load_offers
 from models.state import MemoryState
 from models.weights.checkpoint import load_checkpoint
@@ -96,7 +95,7 @@ class Ours:
         return self._decode(MemoryState(repeated), steps)
 
     def state_bytes(self) -> int:
-        return len(encode_state(self._state, self._loaded.kind))
+        return self._state.nbytes
 
     def _decode(self, state: MemoryState, steps: int) -> float:
         torch.set_num_threads(self._threads)

@@ -36,10 +36,6 @@ REPEATS = (80, 200, 400, 800)
 """Repetitions of the passkey's filler in further sessions: among thousands of equal sentences far looks drown soonest."""
 BEHIND = (0, 1, 4, 12, 40, 200)
 """Repetitions behind a key, for each of those: with few it is still in the ring, and what the slots hold must not outweigh it."""
-FACTS = 74
-NEEDLES = 40
-ANEW = 30
-"""Facts in plain words, and numbers, in each stretch, and how many of them are said anew."""
 QUESTIONS = 16
 """How many of them are asked for in one step."""
 LEAD = 512
@@ -60,6 +56,15 @@ _FILLED = 4
 """How many of the sessions of filler go on as texts do."""
 _LIKELIER = math.log(2)
 """Nats of a token that is as likely as all others together."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Facts in plain words, and numbers, in each stretch, and how many of them are said anew."""
+
+    facts: int = 74
+    needles: int = 40
+    anew: int = 30
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,7 @@ def sharpen(
     text_weight: float,
     seed: int,
     begun: bool = False,
+    told: Told = Told(),
     say: Callable[[Progress], None],
 ) -> None:
     """Teach the look of the decoder's slots in place; `say` hears of every tenth step.
@@ -151,7 +157,7 @@ def sharpen(
         with torch.no_grad():
             look.sharpness.fill_(_BEGIN[0])
             look.offset.fill_(_BEGIN[1])
-    streams = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, source)]
+    streams = [session for _ in range(STREAMS) for session in _facts(decoder, tokenizer, book, told, source)]
     passkeys = _passkeys(decoder, tokenizer, book, source)
     if not begun:
         with torch.no_grad():
@@ -212,10 +218,12 @@ def _centre(sessions: Sequence[Session]) -> Tensor:
     return torch.stack(means).mean(dim=0)
 
 
-def _facts(decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], source: random.Random) -> list[Session]:
+def _facts(
+    decoder: Decoder, tokenizer: Tokenizer, book: Sequence[int], told: Told, source: random.Random
+) -> list[Session]:
     """The sessions of a stretch of the book with facts in it. Of what was said anew the newest counts."""
-    facts = lessons(source, FACTS, NEEDLES)
-    facts += [said_anew(source, fact) for fact in source.sample(facts, ANEW)]
+    facts = lessons(source, told.facts, told.needles)
+    facts += [said_anew(source, fact) for fact in source.sample(facts, told.anew)]
     source.shuffle(facts)
     length = PLACES[-1] + LEAD + TEXT + 1
     tokens, ends = hide(tokenizer, book, [fact.sentence for fact in facts], length, source)

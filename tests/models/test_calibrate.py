@@ -104,9 +104,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "STREAMS": 1,
         "PLACES": (500, 900),
         "LEAD": 40,
-        "FACTS": 5,
-        "NEEDLES": 2,
-        "ANEW": 2,
         "REPEATS": (6,),
         "BEHIND": (0, 2),
     }
@@ -115,7 +112,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def calibrated(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
+    told = ("--facts", 5, "--needles", 2, "--anew", 2)
+    monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, (*arguments, *told))])
     main()
 
 

@@ -11,7 +11,7 @@ import torch
 
 from models.adapt import sharpen as module
 from models.adapt.foretell import hide
-from models.adapt.sharpen import Progress, sharpen
+from models.adapt.sharpen import Progress, Told, sharpen
 from models.attention import Before, Far, attend_jointly
 from models.errors import ConfigError
 from models.memory.look import TRAIL, Look
@@ -21,6 +21,8 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from tests.models.sessions import build, open_memory, random_tokens, slots_config
+
+TOLD = Told(facts=5, needles=2, anew=2)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,6 @@ def checkpoint(tiny_model: Path) -> Checkpoint:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STREAMS", 2)
     monkeypatch.setattr(module, "PLACES", (500, 900))
-    monkeypatch.setattr(module, "FACTS", 5)
-    monkeypatch.setattr(module, "NEEDLES", 2)
-    monkeypatch.setattr(module, "ANEW", 2)
     monkeypatch.setattr(module, "REPEATS", (6,))
     monkeypatch.setattr(module, "BEHIND", (0, 2))
     monkeypatch.setattr(module, "LEAD", 40)
@@ -46,7 +45,7 @@ def taught(checkpoint: Checkpoint, steps: int) -> tuple[Decoder, list[Progress]]
     tokenizer = Tokenizer.of(checkpoint.tokenizer)
     said: list[Progress] = []
     book = tokenizer.encode(prose(random.Random(0), 30_000))
-    sharpen(decoder, tokenizer, book, steps=steps, text_weight=3.0, seed=0, say=said.append)
+    sharpen(decoder, tokenizer, book, steps=steps, text_weight=3.0, seed=0, told=TOLD, say=said.append)
     return decoder, said
 
 
@@ -138,9 +137,8 @@ def test_a_session_is_asked_for_what_was_said_so_far_and_goes_on_as_its_text_doe
     book = tokenizer.encode(prose(random.Random(0), 30_000))
     more = module.LEAD + module.TEXT + 1
     tokens, ends = hide(tokenizer, book, ["Anna lives in Rome."], 900 + more, random.Random(1))
-    monkeypatch.setattr(module, "ANEW", 0)
     monkeypatch.setattr(module, "hide", lambda *_: (tokens, [400, 450, 501, 600, 800, 899, 901]))
-    sessions = module._facts(decoder, tokenizer, book, random.Random(3))
+    sessions = module._facts(decoder, tokenizer, book, Told(5, 2, 0), random.Random(3))
     for session, place, said in zip(sessions, (500, 900), (2, 6), strict=True):
         assert session.state.positions == [place]
         assert len(session.facts) == said
@@ -159,7 +157,7 @@ def test_the_newest_of_what_was_said_anew_is_asked_for(checkpoint: Checkpoint, m
         return hide(tokenizer, book, sentences, *rest)[0], [100] * len(sentences)
 
     monkeypatch.setattr(module, "hide", hidden)
-    facts = module._facts(decoder, tokenizer, book, random.Random(3))[-1].facts
+    facts = module._facts(decoder, tokenizer, book, TOLD, random.Random(3))[-1].facts
     assert (len(told), len(facts)) == (9, 7)
     for fact in facts:
         beginning = fact.sentence.partition(fact.answer)[0]
