@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import library as operators
 
-from models.native.compiled import compiled
+from models.native.compiled import compiled, library
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -45,9 +45,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> 
         bias = bias.expand(batch, heads, rows, count)
     out = query.new_empty((batch, heads, rows, size))
     mass = torch.empty(query.shape[:-1], dtype=torch.float32)
-    loaded = compiled()
-    assert loaded is not None
-    loaded.palimpsest_attend(
+    library().palimpsest_attend(
         *map(_address, (query, keys, values, bias)),
         *map(ctypes.c_int64, (batch, heads, rows, count, depth, size)),
         *map(_strides, (keys, values, bias)),

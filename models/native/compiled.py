@@ -21,3 +21,10 @@ def compiled() -> ctypes.CDLL | None:
     except OSError:  # torch's kernels do the same, more slowly; the server's log says which are used
         return None
     return loaded if loaded.palimpsest_supported() else None
+
+
+def library() -> ctypes.CDLL:
+    """The same, where it is known to be there."""
+    loaded = compiled()
+    assert loaded is not None, "only for what it suits"
+    return loaded

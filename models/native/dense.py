@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.native.attention import available
-from models.native.compiled import compiled
+from models.native.compiled import library
 from models.native.joint import SIZES
 
 PANEL = 32
@@ -138,7 +138,7 @@ class DenseLayer:
             batch * length,
             *(part.data_ptr() for part in (query, near, key, value)),
         )
-        _library().palimpsest_project(ctypes.byref(job), torch.get_num_threads())
+        library().palimpsest_project(ctypes.byref(job), torch.get_num_threads())
         return query, near, key, value
 
     def finish(self, x: Tensor, heads: Tensor) -> None:
@@ -160,7 +160,7 @@ class DenseLayer:
             self.gate_up.described(),
             self.down.described(),
         )
-        _library().palimpsest_finish(ctypes.byref(job), torch.get_num_threads())
+        library().palimpsest_finish(ctypes.byref(job), torch.get_num_threads())
 
 
 def read_out(hidden: Tensor, norm: Tensor, eps: float, matrix: Packed) -> Tensor:
@@ -169,11 +169,5 @@ def read_out(hidden: Tensor, norm: Tensor, eps: float, matrix: Packed) -> Tensor
     rows = hidden.numel() // matrix.inputs
     logits = hidden.new_empty((*hidden.shape[:-1], matrix.outputs))
     job = _ReadOut(hidden.data_ptr(), norm.data_ptr(), eps, matrix.described(), rows, logits.data_ptr())
-    _library().palimpsest_read_out(ctypes.byref(job), torch.get_num_threads())
+    library().palimpsest_read_out(ctypes.byref(job), torch.get_num_threads())
     return logits
-
-
-def _library() -> ctypes.CDLL:
-    loaded = compiled()
-    assert loaded is not None, "only for what it suits"
-    return loaded

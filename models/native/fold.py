@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.native.attention import available
-from models.native.compiled import compiled
+from models.native.compiled import library
 from models.native.joint import KINDS, SIZES, Lying, Stored
 from models.native.stack import Kept, stored
 
@@ -97,6 +97,4 @@ def fold(kept: Kept, layer: int, state: MemoryState, evicted: Evicted, scores: T
         0 if look is None else look.key_trail.shape[1],
         *((None, None) if trailing is None else (tensor.data_ptr() for tensor in trailing)),
     )
-    loaded = compiled()
-    assert loaded is not None
-    loaded.palimpsest_fold(ctypes.byref(job), torch.get_num_threads())
+    library().palimpsest_fold(ctypes.byref(job), torch.get_num_threads())

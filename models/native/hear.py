@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.native.compiled import compiled
+from models.native.compiled import compiled, library
 
 if TYPE_CHECKING:
     from models.memory.importance import Learned
@@ -64,6 +64,4 @@ def hear(importance: Learned, hidden: Tensor, positions: Tensor, state: MemorySt
         noted.shape[1],
         torch.finfo(torch.float32).eps,
     )
-    loaded = compiled()
-    assert loaded is not None
-    loaded.palimpsest_hear(ctypes.byref(job), torch.get_num_threads())
+    library().palimpsest_hear(ctypes.byref(job), torch.get_num_threads())

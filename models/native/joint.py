@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.native.attention import available
-from models.native.compiled import compiled
+from models.native.compiled import library
 
 if TYPE_CHECKING:
     from models.attention import Far, Grid
@@ -111,10 +111,9 @@ def attend_jointly(
         job.offset, job.slope, job.age, job.visible = (
             _pointer(tensor, held) for tensor in (far.offset, far.slope, far.age, far.visible)
         )
-    loaded = compiled()
-    assert loaded is not None
-    few = length < FEW
-    (loaded.palimpsest_attend_few if few else loaded.palimpsest_attend_many)(ctypes.byref(job), torch.get_num_threads())
+    loaded = library()
+    run = loaded.palimpsest_attend_few if length < FEW else loaded.palimpsest_attend_many
+    run(ctypes.byref(job), torch.get_num_threads())
     return out
 
 

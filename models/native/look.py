@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.native.attention import available
-from models.native.compiled import compiled
+from models.native.compiled import library
 from models.native.joint import SIZES
 
 if TYPE_CHECKING:
@@ -99,7 +99,5 @@ def look_far(asked: Asked, look: Look, heads: list[int], part: slice) -> tuple[T
         eager.data_ptr(),
         slopes.data_ptr(),
     )
-    loaded = compiled()
-    assert loaded is not None
-    loaded.palimpsest_look(ctypes.byref(job), torch.get_num_threads())
+    library().palimpsest_look(ctypes.byref(job), torch.get_num_threads())
     return found, eager, slopes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.native.attention import available
-from models.native.compiled import compiled
+from models.native.compiled import library
 from models.native.joint import SIZES
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def write_ring(state: MemoryState, layer: int, places: Tensor, keys: Tensor, val
         places.data_ptr(),
         keys.shape[2],
     )
-    _library().palimpsest_write_ring(ctypes.byref(job))
+    library().palimpsest_write_ring(ctypes.byref(job))
 
 
 def move_sinks(layer: int, fold: Fold) -> None:
@@ -94,7 +94,7 @@ def move_sinks(layer: int, fold: Fold) -> None:
         new_sin,
         sinks.shape[2],
     )
-    _library().palimpsest_move_sinks(ctypes.byref(job))
+    library().palimpsest_move_sinks(ctypes.byref(job))
 
 
 def _ring(state: MemoryState, layer: int) -> _Ring:
@@ -109,9 +109,3 @@ def _ring(state: MemoryState, layer: int) -> _Ring:
         state.batch,
         *(keys.shape[1], keys.shape[3]),
     )
-
-
-def _library() -> ctypes.CDLL:
-    loaded = compiled()
-    assert loaded is not None, "only for what it suits"
-    return loaded

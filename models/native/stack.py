@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from models.native.compiled import compiled
+from models.native.compiled import library
 from models.native.dense import DenseLayer, PackedStruct
 from models.native.joint import KINDS, Lying, Stored
 from models.native.look import PARAMETERS
@@ -157,9 +157,7 @@ class Stack:
             far_values,
             counts,
         )
-        loaded = compiled()
-        assert loaded is not None, "only for what it suits"
-        loaded.palimpsest_step(ctypes.byref(job), torch.get_num_threads())
+        library().palimpsest_step(ctypes.byref(job), torch.get_num_threads())
 
     def _describe(self, index: int) -> _Layer:
         layer, kept = self._layers[index], self._kept
