@@ -53,7 +53,7 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
         mixed[steepness] += recent
     stages = [stage for path in paths for stage in stages_of(path)]
     once = [stage for index, stage in enumerate(stages) if stage not in stages[:index]]
-    made = {"stages": [*once, {"command": command, "seed": 0, "seconds": 1, "torch": torch.__version__.split("+")[0]}]}
+    made = {"stages": [*once, {"command": command, "torch": torch.__version__.split("+")[0]}]}
     save_file(mixed, out, metadata={**metadata, "made": json.dumps(made)})
 
 

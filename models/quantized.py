@@ -1,7 +1,7 @@
 """Weights in eight-bit integers, one scale an output: half the bytes of bfloat16, and twice the products a second where the
 processor has instructions for them.
 
-On a CPU with AVX-512 VNNI and BF16 the dense halves of layers and the head run in `models/native/dense.cpp`, where activations are
+On a CPU with AVX-512 VNNI and BF16 the dense halves of layers and the head run in `models/native/dense.h`, where activations are
 eight-bit integers, too, with a scale for every 64 of them. Everywhere else weights are rounded alike, and computed with as before.
 """
 

@@ -20,9 +20,11 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         ("engine-first-token", "ttft", 1000, "ms to the first token of a 32-token question"),
     ):
         figure, panel = pyplot.subplots(figsize=(6, 4))
-        for engine in engines:
+        for order, engine in enumerate(engines):
             own = sorted((row["tokens"], row[key] * scale) for row in rows if row["engine"] == engine)
-            panel.plot(*zip(*own, strict=True), marker="o", label=engine)
+            panel.plot(
+                *zip(*own, strict=True), marker="o", linewidth=2 * (len(engines) - order), label=engine
+            )  # none hides another
         panel.set(xscale="log", xlabel="tokens of history", ylabel=label, ylim=(0, None))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)

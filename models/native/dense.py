@@ -1,4 +1,4 @@
-"""The dense half of a decoder layer in eight-bit integers (`dense.cpp`), for processors with AVX-512 VNNI and BF16."""
+"""The dense half of a decoder layer in eight-bit integers (`dense.h`), for processors with AVX-512 VNNI and BF16."""
 
 from __future__ import annotations
 
