@@ -8,6 +8,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <algorithm>
+#include <vector>
 
 #include "few.h"
 #include "many.h"
@@ -27,6 +28,10 @@ extern "C" void palimpsest_attend(const uint16_t* query, const uint16_t* keys, c
     static thread_local Desk desk;
     const int64_t pair = task / threads, b = pair / heads, h = pair % heads;
     const Span part = rows_of_part(rows, task % threads, threads);
+    const int64_t tiles = tiles_of(count);
+    const auto bias_of = [&](int64_t row) { return bias + b * bias_strides[0] + h * bias_strides[1] + (part.begin + row) * bias_strides[2]; };
+    desk.tiles.resize(bias == nullptr ? 0 : part.number() * tiles);
+    for (int64_t row = 0; row < part.number() && bias != nullptr; ++row) survey(bias_of(row), count, desk.tiles.data() + row * tiles);
     desk.found.begin(part.number(), size);
     in_blocks(count, [&](int64_t begin, int64_t end) {
       desk.block.resize(depth, size, end - begin);
@@ -34,21 +39,25 @@ extern "C" void palimpsest_attend(const uint16_t* query, const uint16_t* keys, c
       const uint16_t* value = values + b * value_strides[0] + h * value_strides[1] + begin * value_strides[2];
       pack({key, key_strides[2]}, {value, value_strides[2]}, desk.block);
       attend_block(query + (pair * rows + part.begin) * depth, part.number(), scale, desk, [&](int64_t row) {
-        const int64_t at = b * bias_strides[0] + h * bias_strides[1] + (part.begin + row) * bias_strides[2] + begin;
-        return Added{bias == nullptr ? nullptr : bias + at, 0, 0, nullptr, nullptr};
+        if (bias == nullptr) return Added{};
+        return Added{bias_of(row) + begin, desk.tiles.data() + row * tiles + begin / kTile, 0, 0, nullptr, nullptr};
       });
     });
     settle(desk.found, part.number(), size, out + (pair * rows + part.begin) * size, mass + pair * rows + part.begin);
   }
 }
 
-extern "C" void palimpsest_attend_many(const Few* job, int32_t threads) {
+extern "C" void palimpsest_attend_many(const Few* given, int32_t threads) {
+  std::vector<uint8_t> tiles(given->batch * given->queries * tiles_of(given->count));
+  survey(*given, tiles.data());
+  Few job = *given;
+  job.tiles = tiles.data();
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-  for (int64_t task = 0; task < job->batch * job->heads * threads; ++task) {
+  for (int64_t task = 0; task < job.batch * job.heads * threads; ++task) {
     static thread_local Desk desk;
     const int64_t pair = task / threads;
-    const Span part = rows_of_part(job->queries, task % threads, threads);
-    attend_many(*job, pair / job->heads, pair % job->heads, part.begin, part.end, desk);
+    const Span part = rows_of_part(job.queries, task % threads, threads);
+    attend_many(job, pair / job.heads, pair % job.heads, part.begin, part.end, desk);
   }
 }
 

@@ -50,6 +50,7 @@ struct Few {
   const float* age;              // (B, far_count)
   const uint8_t* visible;        // (B, r, far_count)
   const int64_t* far_counts;     // (B,)
+  const uint8_t* tiles;          // (B, Q, tiles): what the bias says of each (`survey` in many.h); only many queries need it
 };
 
 // What some queries have found among some keys: R * (d + 2) numbers, of which d are sums of weighed values, then the sum of the weights

@@ -22,6 +22,7 @@ struct Fold {
   const int64_t* places;                       // (B, S) in the ring
   const float *cos, *sin;                      // (B, S, d / 2)
   const float* scores;                         // (B, r, S): -infinity for what nobody keeps
+  int64_t score_stride;                        // from session to session, in numbers
   const int32_t* tokens;                       // (B, S)
   const int64_t* starts;                       // (B,): position of the first of them
   int64_t batch, number, length, slots, size, sinks;
@@ -172,7 +173,7 @@ NATIVE inline void lay_out_values(const Fold& job, int64_t b, int64_t r, int64_t
 
 inline void fold(const Fold& job, int64_t b, int64_t r, Bench& bench) {
   const int64_t session = job.sessions == nullptr ? b : job.sessions[b], length = job.length, size = job.size;
-  const float* scores = job.scores + (b * job.number + r) * length;
+  const float* scores = job.scores + b * job.score_stride + r * length;
   float* old_scores = (float*)at(job.score, session, r);
   int64_t old = 0;  // slots in use: they are filled from the front
   while (old < job.slots && !(old_scores[old] == -std::numeric_limits<float>::infinity())) ++old;

@@ -24,8 +24,10 @@ class _Fold(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("session_stride", "ring_head_stride")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("sessions", "heads", "places", "cos", "sin", "scores", "tokens", "starts")
+            for name in ("sessions", "heads", "places", "cos", "sin", "scores")
         ),
+        ("score_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("tokens", "starts")),
         *((name, ctypes.c_int64) for name in ("batch", "number", "length", "slots", "size", "sinks")),
         ("kind", ctypes.c_int64),
         *((name, Stored) for name in ("far_keys", "far_values")),
@@ -80,7 +82,9 @@ def fold(kept: Kept, layer: int, state: MemoryState, evicted: Evicted, scores: T
         item * keys.stride(1),
         None if rows is None else rows.data_ptr(),
         ctypes.addressof(order),
-        *(tensor.data_ptr() for tensor in (places, cos, sin, scores, tokens, starts)),
+        *(tensor.data_ptr() for tensor in (places, cos, sin, scores)),
+        scores.stride(0),
+        *(tensor.data_ptr() for tensor in (tokens, starts)),
         batch,
         number,
         length,

@@ -54,7 +54,7 @@ class _Few(ctypes.Structure):
         ("far_query", ctypes.c_void_p),
         ("far_keys", Stored),
         ("far_values", Stored),
-        *((name, ctypes.c_void_p) for name in ("offset", "slope", "age", "visible", "far_counts")),
+        *((name, ctypes.c_void_p) for name in ("offset", "slope", "age", "visible", "far_counts", "tiles")),
     )
 
 

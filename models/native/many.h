@@ -21,7 +21,7 @@ namespace {
 // Six rows by four vectors of sixteen floats leave eight of the 32 registers for operands.
 constexpr int kQueries = 6;
 constexpr int64_t kTile = 64;
-constexpr int64_t kKeys = 640;  // of a block: one ring of the default size, or 160 KiB with its values
+constexpr int64_t kKeys = 704;  // of a block: one ring of the default size with its sinks, or 176 KiB with the values
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // Where one head's tensors begin, and how far apart their rows lie, in elements.
@@ -51,13 +51,19 @@ struct Found {
   }
 };
 
+// How much of a tile of keys a query sees.
+enum Seen : uint8_t { kHidden, kWhole, kPartly };
+
 // What is added to a query's scaled scores. Any of the pointers may be null.
 struct Added {
   const uint16_t* bias;    // (count,)
+  const uint8_t* tiles;    // (tiles,): Seen, by the bias
   float constant, slope;
   const float* age;        // (count,)
   const uint8_t* visible;  // (count,)
 };
+
+constexpr float kLog2E = 1.44269504f;  // scores are kept to the base of two
 
 NATIVE inline void transpose(__m512i (&x)[16]) {
   __m512i t[16], u[16];
@@ -141,51 +147,69 @@ inline __mmask16 inside_of(int64_t count, int64_t n) {
   return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
 }
 
-// Whether none of R queries sees any of the keys from n to `end`.
-template <int R>
-NATIVE inline bool hidden(const Added (&added)[R], int64_t n, int64_t end, int64_t count) {
-  __mmask16 seen = 0;
-  for (int r = 0; r < R; ++r) {
-    if (added[r].bias == nullptr) return false;
-    for (int64_t i = n; i < end; i += 16) {
+inline int64_t tiles_of(int64_t count) { return (count + kTile - 1) / kTile; }
+
+// What a bias (count,) of zeros, -infinity and anything between leaves of each tile.
+NATIVE inline void survey(const uint16_t* bias, int64_t count, uint8_t* tiles) {
+  for (int64_t n = 0; n < count; n += kTile) {
+    bool some = false, all = true;
+    for (int64_t i = n; i < std::min(count, n + kTile); i += 16) {
       const __mmask16 inside = inside_of(count, i);
-      const __m256i bias = _mm256_maskz_loadu_epi16(inside, added[r].bias + i);
-      seen |= _mm256_mask_cmpneq_epi16_mask(inside, bias, _mm256_set1_epi16((short)0xff80));  // -infinity
+      const __m256i part = _mm256_maskz_loadu_epi16(inside, bias + i);
+      some |= _mm256_mask_cmpneq_epi16_mask(inside, part, _mm256_set1_epi16((short)0xff80)) != 0;  // -infinity
+      all &= _mm256_test_epi16_mask(part, part) == 0;
     }
+    tiles[n / kTile] = !some ? kHidden : all ? kWhole : kPartly;
   }
-  return seen == 0;
 }
 
-// Scaled scores of keys n to `end` with what is added to them; gives back the greatest, and notes whether one of them is NaN.
-NATIVE inline __m512 adjust(float* scores, int64_t n, int64_t end, int64_t count, float factor, const Added& added, __mmask16& unknown) {
-  const __m512 scale = _mm512_set1_ps(factor), constant = _mm512_set1_ps(added.constant), down = _mm512_set1_ps(-added.slope);
-  const __m512 nothing = _mm512_set1_ps(kNothing);
+inline void survey(const Few& job, uint8_t* tiles) {
+  for (int64_t query = 0; query < job.batch * job.queries; ++query) {
+    survey(job.bias + query * job.count, job.count, tiles + query * tiles_of(job.count));
+  }
+}
+
+// Scaled scores of keys n to `end` with what is added to them, to the base of two; gives back the greatest.
+NATIVE inline __m512 adjust(float* scores, int64_t n, int64_t end, int64_t count, float factor, const Added& added, bool biased) {
+  const __m512 scale = _mm512_set1_ps(factor * kLog2E), constant = _mm512_set1_ps(added.constant * kLog2E);
+  const __m512 down = _mm512_set1_ps(-added.slope * kLog2E), nothing = _mm512_set1_ps(kNothing);
   __m512 greatest = nothing;
   for (; n < end; n += 16) {
     const __mmask16 inside = inside_of(count, n);
     __m512 score = _mm512_fmadd_ps(_mm512_loadu_ps(scores + n), scale, constant);
-    if (added.bias != nullptr) {
+    if (biased) {
       const __m512i bias = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, added.bias + n)), 16);
-      score = _mm512_add_ps(score, _mm512_castsi512_ps(bias));
+      score = _mm512_fmadd_ps(_mm512_castsi512_ps(bias), _mm512_set1_ps(kLog2E), score);
     }
     if (added.age != nullptr) score = _mm512_fmadd_ps(down, _mm512_maskz_loadu_ps(inside, added.age + n), score);
     __mmask16 seen = inside;
     if (added.visible != nullptr) seen &= _mm_test_epi8_mask(_mm_maskz_loadu_epi8(inside, added.visible + n), _mm_set1_epi8(-1));
-    score = _mm512_mask_mov_ps(nothing, seen, score);
+    if (seen != 0xffff) score = _mm512_mask_mov_ps(nothing, seen, score);
     _mm512_storeu_ps(scores + n, score);
     greatest = _mm512_max_ps(greatest, score);
-    unknown |= _mm512_cmp_ps_mask(score, score, _CMP_UNORD_Q);
   }
   return greatest;
 }
 
-// e^(score - greatest) of keys n to `end` in bfloat16, and their sum.
+// 2^x for x <= 0, to about 4e-6: a five-hundredth of what rounding to bfloat16 leaves open. NaN stays NaN; what is hidden becomes next to
+// nothing.
+NATIVE inline __m512 power_of_two(__m512 x) {
+  const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // in this order NaN is what comes out
+  const __m512 whole = _mm512_roundscale_ps(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(bounded, whole);
+  __m512 power = _mm512_set1_ps(9.5700985e-03f);  // least greatest relative error in [-0.5, 0.5]
+  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(5.5917861e-02f));
+  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(2.4024745e-01f));
+  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(6.9312181e-01f));
+  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(9.9999926e-01f));
+  return _mm512_scalef_ps(power, whole);
+}
+
+// 2^(score - greatest) of keys n to `end` in bfloat16, and their sum.
 NATIVE inline __m512 weigh(const float* scores, int64_t n, int64_t end, __m512 peak, uint16_t* weights) {
   __m512 sum = _mm512_setzero_ps();
   for (; n < end; n += 16) {
-    const __m512 score = _mm512_loadu_ps(scores + n);
-    const __mmask16 seen = _mm512_cmp_ps_mask(score, _mm512_set1_ps(kNothing), _CMP_NEQ_UQ);
-    const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(score, peak)));
+    const __m512 weight = power_of_two(_mm512_sub_ps(_mm512_loadu_ps(scores + n), peak));
     sum = _mm512_add_ps(sum, weight);
     _mm256_storeu_si256((__m256i*)(weights + n), (__m256i)_mm512_cvtneps_pbh(weight));
   }
@@ -216,12 +240,16 @@ NATIVE void attend_rows(const uint16_t* query, const Block& block, float scale, 
                         uint16_t* weights, Found& found, int64_t row) {
   uint8_t seen[kKeys / kTile];
   __m512 greatest[R];
-  __mmask16 unknown[R] = {};
   for (int r = 0; r < R; ++r) greatest[r] = _mm512_set1_ps(kNothing);
   for (int64_t n = 0; n < block.width; n += kTile) {
-    const int64_t end = std::min(block.width, n + kTile);
-    seen[n / kTile] = !hidden<R>(added, n, end, block.count);
-    if (!seen[n / kTile]) continue;
+    const int64_t end = std::min(block.width, n + kTile), tile = n / kTile;
+    bool some = false, biased = false;
+    for (int r = 0; r < R; ++r) {
+      const uint8_t sees = added[r].tiles == nullptr ? (uint8_t)kWhole : added[r].tiles[tile];
+      some |= sees != kHidden, biased |= sees != kWhole;
+    }
+    seen[tile] = some;
+    if (!some) continue;
     switch ((end - n) / 16) {
       case 4: score_tile<R, 4>(query, block, n, scores); break;
       case 3: score_tile<R, 3>(query, block, n, scores); break;
@@ -229,23 +257,25 @@ NATIVE void attend_rows(const uint16_t* query, const Block& block, float scale, 
       case 1: score_tile<R, 1>(query, block, n, scores); break;
     }
     for (int r = 0; r < R; ++r) {
-      greatest[r] = _mm512_max_ps(greatest[r], adjust(scores + r * block.width, n, end, block.count, scale, added[r], unknown[r]));
+      greatest[r] = _mm512_max_ps(adjust(scores + r * block.width, n, end, block.count, scale, added[r], biased), greatest[r]);
     }
   }
   float kept[R];
   for (int r = 0; r < R; ++r) {
     float &peak = found.peaks[row + r], &sum = found.sums[row + r];
     const float higher = std::max(peak, _mm512_reduce_max_ps(greatest[r]));
-    kept[r] = peak == kNothing ? 0 : std::exp(peak - higher);
+    kept[r] = peak == kNothing ? 0 : std::exp2(peak - higher);
     peak = higher;
+    // One that has seen nothing yet weighs all of it as next to nothing, and forgets that when it sees something.
+    const __m512 top = _mm512_set1_ps(peak == kNothing ? 0 : peak);
     __m512 sums = _mm512_setzero_ps();
     for (int64_t n = 0; n < block.width; n += kTile) {
       if (!seen[n / kTile]) continue;
       const int64_t end = std::min(block.width, n + kTile);
-      sums = _mm512_add_ps(sums, weigh(scores + r * block.width, n, end, _mm512_set1_ps(peak), weights + r * block.width));
+      sums = _mm512_add_ps(sums, weigh(scores + r * block.width, n, end, top, weights + r * block.width));
     }
     sum = sum * kept[r] + _mm512_reduce_add_ps(sums);
-    if (unknown[r]) peak = sum = std::numeric_limits<float>::quiet_NaN();
+    if (sum != sum) peak = sum;  // what is no number hides from the greatest
   }
   float* values = found.values.data() + row * block.size;
   int64_t d = 0;
@@ -263,8 +293,9 @@ inline Span rows_of_part(int64_t rows, int64_t part, int64_t parts) {
 struct Desk {
   Block block;
   Found found;
-  std::vector<float> scores, ages;
+  std::vector<float> scores, ages, scales;
   std::vector<uint16_t> weights, asked, spread;
+  std::vector<uint8_t> tiles;
 };
 
 // All of `rows` queries, and what they find in the desk's block; `added` says of a row what is added to its scores.
@@ -303,13 +334,13 @@ void in_blocks(int64_t count, const Use& use) {
 // Queries' answers in bfloat16. One that saw nothing gets zeros.
 NATIVE inline void settle(const Found& found, int64_t rows, int64_t size, uint16_t* out, float* mass) {
   for (int64_t row = 0; row < rows; ++row) {
-    const float sum = found.sums[row];
-    const __m512 share = _mm512_set1_ps(sum == 0 ? 0 : 1 / sum);
+    const float sum = found.sums[row], peak = found.peaks[row];
+    const __m512 share = _mm512_set1_ps(peak == kNothing ? 0 : 1 / sum);
     for (int64_t d = 0; d < size; d += 16) {
       const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(found.values.data() + row * size + d), share);
       _mm256_storeu_si256((__m256i*)(out + row * size + d), (__m256i)_mm512_cvtneps_pbh(value));
     }
-    if (mass != nullptr) mass[row] = found.peaks[row] + (sum == 0 ? 0 : std::log(sum));
+    if (mass != nullptr) mass[row] = peak == kNothing ? peak : peak / kLog2E + std::log(sum);
   }
 }
 
@@ -338,23 +369,27 @@ void spread_out(const char* codes, const float* scale, int64_t count, int64_t si
 }
 
 // Rows of what is stored as bfloat16: where they lie, or laid out in `room`.
-inline Matrix rows_of(const Few& job, const Stored& stored, int64_t b, int64_t far, int64_t begin, int64_t count, uint16_t* room) {
-  const char* codes = stored.codes.of(b, far);
+NATIVE inline Matrix rows_of(const Few& job, const Stored& stored, int64_t session, int64_t far, int64_t begin, int64_t count,
+                             float* scales, uint16_t* room) {
+  const char* codes = stored.codes.of(session, far);
   if (job.kind == kBfloat16) return {(const uint16_t*)codes + begin * job.size, job.size};
-  const float* scale = (const float*)stored.scale.of(b, far) + begin;
+  const float* scale = scales_of(stored, session, far, begin, count, scales);
   if (job.kind == kInt8) spread_out<kInt8>(codes + begin * job.size, scale, count, job.size, room);
   else spread_out<kInt4>(codes + begin * (job.size / 2), scale, count, job.size, room);
   return {room, job.size};
 }
 
-// Queries `first` to `end` of one head of one session, as `search` in few.h does it for few. Scales are float32.
+// Queries `first` to `end` of one head of one session, as `search` in few.h does it for few. It wants to be told of tiles.
 NATIVE inline void attend_many(const Few& job, int64_t b, int64_t head, int64_t first, int64_t end, Desk& desk) {
   const int64_t rows = end - first, size = job.size, far = job.far_heads == nullptr ? -1 : job.far_heads[head];
   const float scale = 1 / std::sqrt((float)size);
+  const int64_t session = job.sessions == nullptr ? b : job.sessions[b], far_session = job.far_counts == nullptr ? b : session;
+  const int64_t far_count = job.far_counts == nullptr ? job.far_count : job.far_counts[b];
   desk.found.begin(rows, size);
-  if (far >= 0 && job.far_count > 0) {
+  if (far >= 0 && far_count > 0) {
     const int64_t pair = b * job.far_number + far, asked = pair * job.queries + first;
-    const float *grid = (const float*)job.far_keys.grid.of(b, far), *value_grid = (const float*)job.far_values.grid.of(b, far);
+    const float *grid = (const float*)job.far_keys.grid.of(far_session, far);
+    const float* value_grid = (const float*)job.far_values.grid.of(far_session, far);
     std::vector<float> constants(rows, 0.0f);
     const uint16_t* query = job.far_query + asked * size;
     if (grid != nullptr) {
@@ -372,16 +407,21 @@ NATIVE inline void attend_many(const Few& job, int64_t b, int64_t head, int64_t 
       query = desk.asked.data();
     }
     for (int64_t row = 0; row < rows && job.offset != nullptr; ++row) constants[row] += job.offset[asked + row];
-    in_blocks(job.far_count, [&](int64_t begin, int64_t stop) {
+    const bool ordered = job.slope != nullptr && job.far_counts != nullptr;  // by age
+    desk.ages.resize(ordered ? far_count : 0), desk.scales.resize(kKeys + 16);
+    for (int64_t n = 0; n < (int64_t)desk.ages.size(); ++n) desk.ages[n] = (float)(far_count - 1 - n) / far_count;
+    const float* ages = ordered ? desk.ages.data() : job.age == nullptr || job.slope == nullptr ? nullptr : job.age + b * job.far_count;
+    in_blocks(far_count, [&](int64_t begin, int64_t stop) {
       desk.spread.resize(2 * (stop - begin) * size);
-      const Matrix keys = rows_of(job, job.far_keys, b, far, begin, stop - begin, desk.spread.data());
-      const Matrix values = rows_of(job, job.far_values, b, far, begin, stop - begin, desk.spread.data() + (stop - begin) * size);
+      uint16_t *room = desk.spread.data(), *more = room + (stop - begin) * size;
+      const Matrix keys = rows_of(job, job.far_keys, far_session, far, begin, stop - begin, desk.scales.data(), room);
+      const Matrix values = rows_of(job, job.far_values, far_session, far, begin, stop - begin, desk.scales.data(), more);
       desk.block.resize(size, size, stop - begin);
       pack(keys, values, desk.block);
-      const float* age = job.age == nullptr || job.slope == nullptr ? nullptr : job.age + b * job.far_count + begin;
+      const float* age = ages == nullptr ? nullptr : ages + begin;
       const uint8_t* visible = job.visible == nullptr ? nullptr : job.visible + pair * job.far_count + begin;
       attend_block(query, rows, scale, desk, [&](int64_t row) {
-        return Added{nullptr, constants[row], age == nullptr ? 0 : job.slope[asked + row], age, visible};
+        return Added{nullptr, nullptr, constants[row], age == nullptr ? 0 : job.slope[asked + row], age, visible};
       });
     });
     for (int64_t row = 0; row < rows && value_grid != nullptr; ++row) {
@@ -393,13 +433,13 @@ NATIVE inline void attend_many(const Few& job, int64_t b, int64_t head, int64_t 
       }
     }
   }
-  const int64_t session = job.sessions == nullptr ? b : job.sessions[b];
   const int64_t where = session * job.batch_stride + head * job.head_stride, row = (b * job.heads + head) * job.queries + first;
   in_blocks(job.count, [&](int64_t begin, int64_t stop) {
     desk.block.resize(size, size, stop - begin);
     pack({(const uint16_t*)(job.keys + where) + begin * size, size}, {(const uint16_t*)(job.values + where) + begin * size, size}, desk.block);
     attend_block(job.query + row * size, rows, scale, desk, [&](int64_t r) {
-      return Added{job.bias + (b * job.queries + first + r) * job.count + begin, 0, 0, nullptr, nullptr};
+      const int64_t query = b * job.queries + first + r;
+      return Added{job.bias + query * job.count + begin, job.tiles + query * tiles_of(job.count) + begin / kTile, 0, 0, nullptr, nullptr};
     });
   });
   settle(desk.found, rows, size, job.out + row * size, nullptr);
