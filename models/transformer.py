@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -62,11 +62,16 @@ class Weights(nn.Module):
 
 @dataclass(frozen=True)
 class _Stack:
-    """Neighbouring layers; `native` if few tokens can go through all of them in one call."""
+    """Neighbouring layers; `native` if tokens can go through all of them in one call."""
 
     begin: int
     end: int
     native: native.Stack | None = None
+
+    def takes(self, places: Sequence[native.Places]) -> bool:
+        """Whether they can now: where something leaves the ring, what it is worth must be known before."""
+        worth = [step.folding.worth for step in places if step.folding is not None]
+        return self.native is not None and not (self.native.keeps and any(one is None for one in worth))
 
 
 class Decoder(nn.Module):
@@ -154,27 +159,22 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         start = torch.tensor(pieces[0].positions, device=tokens.device)[:, None]  # (B, 1)
         positions = start + torch.arange(length, device=tokens.device)
-        few = self._places(pieces[0], start) if len(pieces) == 1 and length < native.FEW and state.in_place else None
-        if few is None:
-            cos, sin = self.weights.rotary.table(positions)
-        else:
-            cos, sin = (part[:, :, self.memory.looks_back :] for part in (few.cos, few.sin))
+        cos, sin = self.weights.rotary.table(positions)
+        places = self._places(pieces, state) if state.in_place and any(stack.native for stack in self._stacks) else []
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
         for stack in self._stacks:
             if stack.begin >= depth:
                 break
-            layers = range(stack.begin, min(stack.end, depth))
-            if stack.native is not None and few is not None and depth >= stack.end:
-                stack.native.run(x, state, few)
-                for index in layers:
-                    self._write(index, self.weights.layer(index), pieces[0])
+            end = min(stack.end, depth)
+            if places and stack.takes(places):
+                x = self._through(stack, end, x, pieces, places, state)
             else:
-                for index in layers:
+                for index in range(stack.begin, end):
                     layer = self.weights.layer(index)
-                    found = self._attention(index, layer, layer.begin(x, cos, sin), pieces, state)
+                    found = self._attention(index, layer.begin(x, cos, sin), pieces, state)
                     # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
                     x = layer.end(x, found, self.recompute)
-            if layers[-1] == self.memory.listens:
+            if end - 1 == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", positions[:, -1] + 1)
         state.write("hidden", x[:, -1])
@@ -202,16 +202,45 @@ class Decoder(nn.Module):
             stacks.append(_Stack(begin, end, one))
         return stacks
 
-    def _places(self, piece: Piece, start: Tensor) -> native.Places:
-        """Where the sessions of a piece stand, which begins at `start` (B, 1)."""
-        around = torch.arange(-self.memory.looks_back, piece.end, device=start.device)
-        cos, sin = self.weights.rotary.table((start + around).clamp_min(0))
-        return native.Places(piece.positions, piece.folded, self.memory.kept(piece.folded), cos, sin)
+    def _places(self, pieces: Sequence[Piece], state: MemoryState) -> list[native.Places]:
+        """Where the sessions of each piece stand."""
+        found = []
+        for piece in pieces:
+            start = torch.tensor(piece.positions, device=state.device)[:, None]
+            around = torch.arange(-self.memory.looks_back, piece.end - piece.begin, device=state.device)
+            cos, sin = self.weights.rotary.table((start + around).clamp_min(0))
+            folding, fold = None, piece.fold
+            if fold is not None:
+                worth = self.memory.worth(fold.state, fold.starts, fold.counted)
+                folding = native.Folding(fold, fold.rows, worth)
+            kept = self.memory.kept(piece.folded)
+            found.append(native.Places(piece.positions, piece.folded, kept, cos, sin, folding))
+        return found
+
+    def _through(
+        self,
+        stack: _Stack,
+        end: int,
+        x: Tensor,
+        pieces: Sequence[Piece],
+        places: Sequence[native.Places],
+        state: MemoryState,
+    ) -> Tensor:
+        """x (B, T, D) through the layers of a stack up to `end`, natively. It may be overwritten."""
+        assert stack.native is not None
+        parts = [x[:, piece.begin : piece.end].contiguous() for piece in pieces]
+        steps = list(zip(parts, places, strict=True))
+        # What has been completed is looked at before the next piece comes.
+        together = [steps] if all(piece.finish is None for piece in pieces) else [[step] for step in steps]
+        for number, some in enumerate(together):
+            stack.native.run(some, state, end - stack.begin)
+            for index in range(stack.begin, end):
+                self._finish(index, pieces[number])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _attention(
         self,
         index: int,
-        layer: Layer,
         asked: Projected,
         pieces: list[Piece],
         state: MemoryState,
@@ -223,23 +252,27 @@ class Decoder(nn.Module):
             self._ring.write(index, piece.places, asked.key[:, :, span], asked.value[:, :, span], state)
             outs.append(self._attend(index, piece, asked.query[:, :, span], asked.near_query[:, :, span], state))
             with torch.set_grad_enabled(torch.is_grad_enabled() or self.memory_learns):
-                self._write(index, layer, piece, asked.query[:, :, span])
+                self._write(index, piece, asked.query[:, :, span])
         out = torch.cat(outs, dim=3) if len(outs) > 1 else outs[0]  # (B, K, G, T, d)
         return out.flatten(1, 2)
 
-    def _write(self, index: int, layer: Layer, piece: Piece, query: Tensor | None = None) -> None:
+    def _write(self, index: int, piece: Piece, query: Tensor) -> None:
         """Give the memory what a piece has completed, and what it has driven out of the ring; for its losses it wants to see the
         piece's queries (B, H, t, d)."""
-        if piece.finish is not None:
-            self.memory.finish(index, layer, piece.finish.state, self._ring.finished(index, piece.finish))
+        self._finish(index, piece)
         if piece.fold is not None and not self.memory.reads(index):
             self._ring.move_sinks(index, piece.fold)
         elif piece.fold is not None:
             evicted = self._ring.evict(index, piece.fold)
-            if self.memory.losses is not None and query is not None:
+            if self.memory.losses is not None:
                 groups = (self.config.num_kv_heads, self.config.queries_per_kv)
                 evicted = replace(evicted, queries=query.unflatten(1, groups))
             self.memory.fold(index, piece.fold.state, evicted)
+
+    def _finish(self, index: int, piece: Piece) -> None:
+        if piece.finish is not None:
+            finished = self._ring.finished(index, piece.finish)
+            self.memory.finish(index, self.weights.layer(index), piece.finish.state, finished)
 
     def _attend(self, index: int, piece: Piece, query: Tensor, near_query: Tensor, state: MemoryState) -> Tensor:
         kv_heads, groups = self.config.num_kv_heads, self.config.queries_per_kv

@@ -165,6 +165,11 @@ class Memory(nn.Module, ABC):
         """How much each head has kept of so many evicted tokens, by row. Only of one that says what it `keeps`."""
         return [0 for _ in folded]
 
+    def worth(self, state: MemoryState, starts: Tensor, counted: Tensor) -> Tensor | None:
+        """What the tokens that are about to leave the ring are worth to each of the heads that it `keeps` something for: (B, R, S),
+        -inf for what is not to be kept; None: only `fold` can say it. `starts` and `counted` as in `Evicted`."""
+        return None
+
     @abstractmethod
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Take evicted tokens in. Every row of `state` folds."""

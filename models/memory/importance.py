@@ -38,6 +38,10 @@ class Importance(nn.Module, ABC):
         The sinks get -inf: they never leave the model's sight.
         """
 
+    def known(self, state: MemoryState, starts: Tensor, counted: Tensor) -> Tensor | None:
+        """(B, R, S), of all heads, where scores do not hang on what is evicted; see `Memory.worth`."""
+        return None
+
     def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
         """Take note of hidden vectors (B, T, D), wide, of the tokens at positions (B, T). Only of one that listens."""
 
@@ -137,8 +141,12 @@ class Learned(Importance):
             return
         state.write_places("importance", positions % self._places, self(hidden.to(self._wide)))
 
-    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:
+    def known(self, state: MemoryState, starts: Tensor, counted: Tensor) -> Tensor:
         """What was noted when the tokens were read."""
-        places = evicted.starts[:, None] + torch.arange(evicted.counted.shape[1], device=evicted.starts.device)
-        noted = state.read_places("importance", places % self._places)[..., heads].transpose(1, 2)
-        return noted.masked_fill(~evicted.counted[:, None], -torch.inf)
+        places = starts[:, None] + torch.arange(counted.shape[1], device=starts.device)
+        noted = state.read_places("importance", places % self._places).transpose(1, 2)
+        return noted.masked_fill(~counted[:, None], -torch.inf)
+
+    def scores(self, heads: slice, state: MemoryState, evicted: Evicted, of: list[int]) -> Tensor:
+        """What was noted of these heads."""
+        return self.known(state, evicted.starts, evicted.counted)[:, heads]

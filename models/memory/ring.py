@@ -28,6 +28,7 @@ class Fold:
     """Which rows evict a segment after a piece, and all that is the same for every layer of it."""
 
     state: MemoryState
+    rows: list[int]  # of the piece's
     places: Tensor  # (B, S + lookahead) in the ring tensors
     cos: Tensor
     sin: Tensor  # (B, 1, S + lookahead, d/2) of the evicted positions
@@ -231,6 +232,7 @@ class Ring:
         places = positions % config.ring
         return Fold(
             state=folding,
+            rows=rows,
             places=config.sinks + places,
             cos=cos,
             sin=sin,

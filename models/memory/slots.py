@@ -204,6 +204,10 @@ class Slots(Memory):
             self._aged = known = wanted, (count - place) / count.clamp_min(1)
         return known[1]
 
+    def worth(self, state: MemoryState, starts: Tensor, counted: Tensor) -> Tensor | None:
+        """See `Memory.worth`."""
+        return self.importance.known(state, starts, counted)
+
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Score the evicted tokens, then keep the C most important of old and new, in the order of the text."""
         if layer not in self._heads:

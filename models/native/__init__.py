@@ -23,6 +23,7 @@ from models.native.look import suits_look as suits_look
 from models.native.ring import move_sinks as move_sinks
 from models.native.ring import suits_ring as suits_ring
 from models.native.ring import write_ring as write_ring
+from models.native.stack import Folding as Folding
 from models.native.stack import Kept as Kept
 from models.native.stack import Places as Places
 from models.native.stack import Stack as Stack

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -104,12 +104,12 @@ def attend_jointly(
         number = (ctypes.c_int32 * heads)(
             *(far.heads.index(head) if head in far.heads else -1 for head in range(heads))
         )
-        job.far_heads, job.far_query = ctypes.addressof(number), _pointer(far_query, held)
+        job.far_heads, job.far_query = ctypes.addressof(number), pointer(far_query, held)
         job.far_count, job.far_number, job.kind = far.keys.shape[2], len(far.heads), KINDS[far.keys.dtype]
         job.far_keys = _stored(far.keys, far.key_scale, far.key_grid, held)
         job.far_values = _stored(far.values, far.value_scale, far.value_grid, held)
         job.offset, job.slope, job.age, job.visible = (
-            _pointer(tensor, held) for tensor in (far.offset, far.slope, far.age, far.visible)
+            pointer(tensor, held) for tensor in (far.offset, far.slope, far.age, far.visible)
         )
     loaded = library()
     run = loaded.palimpsest_attend_few if length < FEW else loaded.palimpsest_attend_many
@@ -129,8 +129,10 @@ def _stored(x: Tensor, scale: Tensor | None, grid: Grid | None, held: list[Tenso
     return Stored(codes, Lying() if scale is None else next(lying), Lying() if grid is None else next(lying))
 
 
-def _pointer(tensor: Tensor | None, held: list[Tensor]) -> int | None:
+def pointer(tensor: Tensor | None, held: list[Any]) -> int | None:
+    """Where a tensor without gaps lies, which is `held` until the call is over."""
     if tensor is None:
         return None
-    held.append(tensor.contiguous())
-    return held[-1].data_ptr()
+    tensor = tensor.contiguous()
+    held.append(tensor)
+    return tensor.data_ptr()

@@ -1,4 +1,4 @@
-// Few tokens through neighbouring layers in one call: projection, ring, attention, network, and again.
+// Tokens through neighbouring layers in one call: projection, ring, attention, network, what leaves the ring, and again.
 //
 // A plain C function, called through ctypes; see models/native/stack.py.
 
@@ -9,12 +9,16 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "dense.h"
 #include "few.h"
+#include "fold.h"
 #include "look.h"
+#include "many.h"
+#include "ring.h"
 
 // A layer's weights, and which of its heads keep something beyond the ring: r of them, whose parts of the state's tensors are
 // neighbours, from `first` on.
@@ -24,8 +28,24 @@ struct StackLayer {
   int64_t number, first;    // r; 0 where the layer sees nothing but the ring
   const int32_t* heads;     // (r,): which
   const int32_t* index;     // (kv_heads,): which of those r a head is, or -1
+  const int32_t* order;     // (kv_heads,): those first
   // How they ask (`Look`); all null where they ask as they ask their neighbourhood.
   const float *sharpness, *offset, *eagerness, *lower, *upper, *centre, *trail, *gain, *slope, *steepness;
+  const float* key_trail;   // (r, trails, size): what the keys before a kept one weigh
+};
+
+// What leaves the ring of F of the sessions once a step has passed, S tokens each; see `Fold` and `Moved`.
+struct Leaving {
+  int64_t count;             // F; 0 where nothing does
+  const int64_t* sessions;   // (F,): see `Few`
+  const int64_t* places;     // (F, S)
+  const float *cos, *sin;    // (F, S, size / 2)
+  const float* scores;       // (F, R, S), of all heads that keep something
+  const int32_t* tokens;     // (F, S)
+  const int64_t* starts;     // (F,)
+  const uint8_t* first;      // (F,)
+  const float *sink_cos, *sink_sin;  // (F, sinks, size / 2)
+  int64_t length;            // S
 };
 
 // B sessions that take in `length` tokens each. Strides are in bytes.
@@ -47,36 +67,52 @@ struct Step {
   int64_t kind;               // Kind
   Stored far_keys, far_values;
   const int64_t* far_counts;  // (B,)
+  int64_t slots, far_total;   // of a head; R
+  Lying score, position, token, last;
+  char* sink_keys;            // (sessions, layers, K, sinks, size) bfloat16, of session 0 in the first of the layers; strides in bytes
+  int64_t sink_session_stride, sink_layer_stride, sink_head_stride;
+  Leaving leaving;
 };
 
 namespace {
 
-// What threads share, and what is the same in all layers.
-struct Board {
-  Scratch scratch;
-  std::vector<uint16_t> query, near, key, value, found, asked, bias;
-  std::vector<float> cos, sin, eager, slopes, parts;
-  std::vector<int64_t> places;  // (B, trails + length)
-  std::vector<uint8_t> known;
+constexpr int64_t kSearched = 16;  // below so many tokens a session, keys are better not packed first: FEW in joint.py
+constexpr int64_t kShare = 48;     // rows about that a thread takes at once
 
-  void resize(const Step& step) {
-    const int64_t rows = step.batch * step.length, numbers = rows * step.size;
-    const StackLayer& any = step.layers[0];
-    scratch.narrow.resize(rows, any.qkv.inputs);
-    scratch.broad.resize(rows, any.down.inputs);
-    scratch.wide.resize(rows * std::max(any.qkv.outputs, any.down.inputs));
-    for (auto* heads : {&query, &near, &found, &asked}) heads->resize(numbers * step.heads);
-    for (auto* heads : {&key, &value}) heads->resize(numbers * step.kv_heads);
-    for (auto* each : {&eager, &slopes}) each->resize(rows * step.heads);
-    for (auto* table : {&cos, &sin}) table->resize(rows * (step.size / 2));
-    places.resize(step.batch * (step.trails + step.length)), known.resize(places.size());
-    bias.assign(rows * (step.heads / step.kv_heads) * (step.sinks + step.ring), 0xff80);  // -infinity
+// What one of the threads of a team does of what they share. Processors are not equally fast all the time, so whoever is free takes the
+// next task. Each counter serves every third round: that it is set back is seen by all before they need it again.
+struct Turns {
+  std::atomic<int64_t> taken[3] = {};
+};
+
+struct Hand {
+  int part, parts;
+  Turns& turns;
+  int64_t round = 0;
+
+  // All tasks; nobody goes on before they are done.
+  template <class Use>
+  void share(int64_t tasks, const Use& use) {
+    if (part == 0) turns.taken[(round + 2) % 3] = 0;  // of the round before, which all have left
+    for (int64_t task; (task = turns.taken[round % 3]++) < tasks;) use(task);
+    ++round;
+    meet(parts);
   }
+};
 
-  // Where tokens are in the ring, and what each of them sees of it.
-  void plan(const Step& step) {
+// Where a step's tokens are in the ring, and what each of them sees of it: the same in all layers.
+struct Plan {
+  std::vector<uint16_t> bias;
+  std::vector<uint8_t> tiles, known;
+  std::vector<float> cos, sin;
+  std::vector<int64_t> places;  // (B, trails + length)
+
+  void make(const Step& step) {
     const int64_t half = step.size / 2, before = step.trails + step.length, groups = step.heads / step.kv_heads;
-    const int64_t count = step.sinks + step.ring;
+    const int64_t count = step.sinks + step.ring, rows = step.batch * step.length;
+    for (auto* table : {&cos, &sin}) table->resize(rows * half);
+    places.resize(step.batch * before), known.resize(places.size());
+    bias.assign(rows * groups * count, 0xff80);  // -infinity
     for (int64_t b = 0; b < step.batch; ++b) {
       for (int64_t n = 0; n < before; ++n) {
         const int64_t position = step.positions[b] + n - step.trails;
@@ -94,13 +130,29 @@ struct Board {
         for (int64_t g = 1; g < groups; ++g) std::memcpy(row + g * step.length * count, row, count * sizeof(uint16_t));
       }
     }
+    if (step.length < kSearched) return;
+    Few few{};
+    few.bias = bias.data(), few.batch = step.batch, few.queries = groups * step.length, few.count = count;
+    tiles.resize(few.batch * few.queries * tiles_of(count));
+    survey(few, tiles.data());
   }
 };
 
-void write_ring(const Step& step, int64_t layer, const Board& board, int64_t row) {
+// What threads share.
+struct Board {
+  Scratch scratch;
+  std::vector<uint16_t> query, near, key, value, found, asked;
+  std::vector<float> eager, slopes, parts;
+  std::vector<Plan> plans;
+  Turns turns;
+
+  void resize(const Step* steps, int64_t count, int64_t threads);
+};
+
+void write_ring(const Step& step, int64_t layer, const Plan& plan, const Board& board, int64_t row) {
   const int64_t bytes = step.size * sizeof(uint16_t), b = row / step.length, t = row % step.length;
   const int64_t session = step.sessions == nullptr ? b : step.sessions[b];
-  const int64_t place = board.places[b * (step.trails + step.length) + step.trails + t];
+  const int64_t place = plan.places[b * (step.trails + step.length) + step.trails + t];
   for (int64_t h = 0; h < step.kv_heads; ++h) {
     const int64_t from = ((b * step.kv_heads + h) * step.length + t) * step.size;
     const int64_t to = session * step.session_stride + layer * step.layer_stride + h * step.head_stride + place * bytes;
@@ -109,14 +161,14 @@ void write_ring(const Step& step, int64_t layer, const Board& board, int64_t row
   }
 }
 
-Look look_of(const Step& step, int64_t index, Board& board) {
+Look look_of(const Step& step, int64_t index, const Plan& plan, Board& board) {
   const StackLayer& layer = step.layers[index];
   const int64_t head = step.length * step.size;
   Look look{};
   look.query = board.query.data(), look.batch_stride = step.heads * head, look.head_stride = head, look.row_stride = step.size;
   look.far_cos = step.far_cos, look.far_sin = step.far_sin;
   look.keys = step.keys + index * step.layer_stride, look.session_stride = step.session_stride, look.key_stride = step.head_stride;
-  look.sessions = step.sessions, look.places = board.places.data(), look.known = board.known.data();
+  look.sessions = step.sessions, look.places = plan.places.data(), look.known = plan.known.data();
   look.cos = step.cos, look.sin = step.sin, look.heads = layer.heads;
   look.sharpness = layer.sharpness, look.offset = layer.offset, look.eagerness = layer.eagerness;
   look.down = layer.lower, look.up = layer.upper, look.centre = layer.centre, look.trail = layer.trail;
@@ -134,13 +186,13 @@ Stored of_heads(Stored stored, int64_t first) {
   return stored;
 }
 
-Few few_of(const Step& step, int64_t index, Board& board) {
+Few few_of(const Step& step, int64_t index, const Plan& plan, Board& board) {
   const StackLayer& layer = step.layers[index];
   Few few{};
   few.query = board.near.data(), few.out = board.found.data();
   few.keys = step.keys + index * step.layer_stride, few.values = step.values + index * step.layer_stride;
   few.batch_stride = step.session_stride, few.head_stride = step.head_stride, few.sessions = step.sessions;
-  few.bias = board.bias.data(), few.batch = step.batch, few.heads = step.kv_heads;
+  few.bias = plan.bias.data(), few.tiles = plan.tiles.data(), few.batch = step.batch, few.heads = step.kv_heads;
   few.queries = step.heads / step.kv_heads * step.length, few.count = step.sinks + step.ring, few.size = step.size;
   if (layer.number == 0) return few;
   few.far_heads = layer.index, few.far_number = layer.number, few.kind = step.kind;
@@ -153,49 +205,161 @@ Few few_of(const Step& step, int64_t index, Board& board) {
 // So many parts of every task give each thread as much to do as the others have.
 int64_t parts_of(const Few& few, int64_t threads) { return tasks_of(few) >= 8 * threads ? 1 : threads; }
 
-void run(const Step& step, int part, int parts, Board& board) {
+Fold fold_of(const Step& step, int64_t index) {
+  const StackLayer& layer = step.layers[index];
+  const Leaving& leaving = step.leaving;
+  const auto of_layer = [&](Lying lying) { return lying.data += layer.first * lying.head_stride, lying; };
+  Fold fold{};
+  fold.keys = step.keys + index * step.layer_stride, fold.values = step.values + index * step.layer_stride;
+  fold.session_stride = step.session_stride, fold.ring_head_stride = step.head_stride;
+  fold.sessions = leaving.sessions, fold.heads = layer.heads, fold.places = leaving.places;
+  fold.cos = leaving.cos, fold.sin = leaving.sin, fold.tokens = leaving.tokens, fold.starts = leaving.starts;
+  fold.scores = leaving.scores + layer.first * leaving.length, fold.score_stride = step.far_total * leaving.length;
+  fold.batch = leaving.count, fold.number = layer.number, fold.length = leaving.length;
+  fold.slots = step.slots, fold.size = step.size, fold.sinks = step.sinks, fold.kind = step.kind;
+  fold.far_keys = of_heads(step.far_keys, layer.first), fold.far_values = of_heads(step.far_values, layer.first);
+  fold.score = of_layer(step.score), fold.position = of_layer(step.position), fold.token = of_layer(step.token);
+  if (layer.key_trail == nullptr) return fold;
+  fold.last = of_layer(step.last), fold.trails = step.trails, fold.trail = layer.key_trail, fold.centre = layer.centre;
+  return fold;
+}
+
+Moved moved_of(const Step& step, int64_t index) {
+  const Leaving& leaving = step.leaving;
+  Moved moved{};
+  moved.ring = {step.keys + index * step.layer_stride, step.values + index * step.layer_stride, step.session_stride, step.head_stride,
+                leaving.sessions, leaving.count, step.kv_heads, step.size};
+  moved.sinks = step.sink_keys + index * step.sink_layer_stride;
+  moved.sink_session_stride = step.sink_session_stride, moved.sink_head_stride = step.sink_head_stride;
+  moved.first = leaving.first, moved.places = leaving.places, moved.cos = leaving.cos, moved.sin = leaving.sin;
+  moved.width = leaving.length, moved.new_cos = leaving.sink_cos, moved.new_sin = leaving.sink_sin, moved.count = step.sinks;
+  return moved;
+}
+
+// What all threads of a team do with one layer of one step. Each has come from the one before.
+void run(const Step& step, int64_t index, const Plan& plan, Board& board, Hand& hand) {
   static thread_local std::vector<float> buffer;
-  const int64_t rows = step.batch * step.length, head = step.length * step.size;
-  for (int64_t index = 0; index < step.number; ++index) {
-    const StackLayer& layer = step.layers[index];
-    const Project project{step.x, layer.attention_norm, step.eps, layer.qkv, board.cos.data(), board.sin.data(), step.heads,
-                          step.kv_heads, step.size, step.length, rows, board.query.data(), board.near.data(), board.key.data(),
-                          board.value.data()};
+  static thread_local Desk desk;
+  static thread_local Bench bench;
+  static thread_local Scratch scratch;
+  const StackLayer& layer = step.layers[index];
+  const int64_t rows = step.batch * step.length, head = step.length * step.size, part = hand.part, parts = hand.parts;
+  const int64_t groups = (rows + kRows - 1) / kRows, wanted = (rows + kShare - 1) / kShare, shares = (wanted + parts - 1) / parts * parts;
+  const bool few = rows < kFew * parts;
+  const auto rows_of_share = [&](int64_t share, const auto& use) {
+    const int64_t begin = groups * share / shares * kRows, end = std::min(rows, groups * (share + 1) / shares * kRows);
+    if (begin < end) use(begin, end);
+  };
+
+  const Project project{step.x, layer.attention_norm, step.eps, layer.qkv, plan.cos.data(), plan.sin.data(), step.heads,
+                        step.kv_heads, step.size, step.length, rows, board.query.data(), board.near.data(), board.key.data(),
+                        board.value.data()};
+  if (few) {
     run(project, 0, rows, part, parts, board.scratch);
-    for (int64_t row = part; row < rows; row += parts) write_ring(step, index, board, row);  // as rows were shared out before
+    for (int64_t row = part; row < rows; row += parts) write_ring(step, index, plan, board, row);  // as rows were shared out before
     meet(parts);
-    if (layer.number > 0) {
-      const Look asking = look_of(step, index, board);
-      for (int64_t task = part; task < tasks_of(asking); task += parts) look(asking, task, buffer);
-      meet(parts);
+  } else {
+    hand.share(shares, [&](int64_t share) {
+      rows_of_share(share, [&](int64_t begin, int64_t end) {
+        prepare(project, end - begin, scratch);
+        run(project, begin, end, 0, 1, scratch);
+        for (int64_t row = begin; row < end; ++row) write_ring(step, index, plan, board, row);
+      });
+    });
+  }
+
+  if (layer.number > 0) {
+    const Look asking = look_of(step, index, plan, board);
+    hand.share(tasks_of(asking), [&](int64_t task) { look(asking, task, buffer); });
+  }
+  const Few attention = few_of(step, index, plan, board);
+  if (step.length < kSearched) {
+    const int64_t pieces = parts_of(attention, parts), room = room_of(attention);
+    for (int64_t piece = part; piece < tasks_of(attention) * pieces; piece += parts) {
+      search(attention, piece / pieces, piece % pieces, pieces, buffer, board.parts.data() + piece * room);
     }
-    const Few few = few_of(step, index, board);
-    const int64_t pieces = parts_of(few, parts), room = room_of(few);
-    for (int64_t piece = part; piece < tasks_of(few) * pieces; piece += parts) {
-      search(few, piece / pieces, piece % pieces, pieces, buffer, board.parts.data() + piece * room);
+    meet(parts);
+    for (int64_t task = part; task < tasks_of(attention); task += parts) {
+      join(attention, task, board.parts.data() + task * pieces * room, pieces);
     }
     meet(parts);
-    for (int64_t task = part; task < tasks_of(few); task += parts) join(few, task, board.parts.data() + task * pieces * room, pieces);
-    meet(parts);
-    const Finish finish{step.x, board.found.data(), step.heads * head, head, step.size, step.length, step.size, rows,
-                        layer.out, layer.mlp_norm, step.eps, layer.gate_up, layer.down};
+  } else {
+    // Heads that look far take longest, and begin.
+    const int64_t pairs = attention.batch * attention.heads, pieces = (2 * parts + pairs - 1) / pairs;
+    hand.share(pairs * pieces, [&](int64_t task) {
+      const int64_t pair = task / pieces;
+      const Span span = rows_of_part(attention.queries, task % pieces, pieces);
+      attend_many(attention, pair % attention.batch, layer.order[pair / attention.batch], span.begin, span.end, desk);
+    });
+  }
+
+  const Finish finish{step.x, board.found.data(), step.heads * head, head, step.size, step.length, step.size, rows,
+                      layer.out, layer.mlp_norm, step.eps, layer.gate_up, layer.down};
+  const bool leaves = step.leaving.count > 0;
+  const Fold folding = leaves ? fold_of(step, index) : Fold{};
+  const int64_t folds = folding.batch * folding.number, leaving = leaves ? folds + 1 : 0;
+  const auto leave = [&](int64_t task) {
+    if (task < folds) fold(folding, task / folding.number, task % folding.number, bench);
+    else move(moved_of(step, index));
+  };
+  if (few) {
+    if (leaves) hand.share(leaving, leave);
     run(finish, 0, rows, part, parts, board.scratch);
     meet(parts);
+    return;
+  }
+  // What the ring gives up and what the network makes of what was found do not meet.
+  hand.share(leaving + shares, [&](int64_t task) {
+    if (task < leaving) return leave(task);
+    rows_of_share(task - leaving, [&](int64_t begin, int64_t end) {
+      prepare(finish, end - begin, scratch);
+      run(finish, begin, end, 0, 1, scratch);
+    });
+  });
+}
+
+void Board::resize(const Step* steps, int64_t count, int64_t threads) {
+  const StackLayer& any = steps[0].layers[0];
+  int64_t few = 0, most = 0, room = 0;
+  for (const Step* step = steps; step < steps + count; ++step) {
+    const int64_t rows = step->batch * step->length;
+    most = std::max(most, rows);
+    if (rows < kFew * threads) few = std::max(few, rows);
+    if (step->length < kSearched) {
+      Few job{};
+      job.batch = step->batch, job.heads = step->kv_heads, job.queries = step->heads / step->kv_heads * step->length, job.size = step->size;
+      room = std::max(room, tasks_of(job) * threads * room_of(job));
+    }
+  }
+  scratch.narrow.resize(few, any.qkv.inputs);
+  scratch.broad.resize(few, any.down.inputs);
+  scratch.wide.resize(few * std::max(any.qkv.outputs, any.down.inputs));
+  for (auto* heads : {&query, &near, &found, &asked}) heads->resize(most * steps[0].size * steps[0].heads);
+  for (auto* heads : {&key, &value}) heads->resize(most * steps[0].size * steps[0].kv_heads);
+  for (auto* each : {&eager, &slopes}) each->resize(most * steps[0].heads);
+  parts.resize(room);
+  if ((int64_t)plans.size() < count) plans.resize(count);
+}
+
+void run(const Step* steps, int64_t count, Board& board, int part, int parts) {
+  Hand hand{part, parts, board.turns};
+  hand.share(count, [&](int64_t index) { board.plans[index].make(steps[index]); });
+  for (int64_t layer = 0; layer < steps[0].number; ++layer) {
+    for (int64_t index = 0; index < count; ++index) run(steps[index], layer, board.plans[index], board, hand);
   }
 }
 
 }  // namespace
 
-extern "C" void palimpsest_step(const Step* step, int32_t threads) {
+// Steps of the same sessions and layers, one behind the other: each layer takes all of them before the next one does.
+extern "C" void palimpsest_steps(const Step* steps, int64_t count, int32_t threads) {
   static thread_local Board shared;
   Board& board = shared;
-  board.resize(*step);
-  board.plan(*step);
-  const Few any = few_of(*step, 0, board);
-  board.parts.resize(tasks_of(any) * std::max<int64_t>(threads, 1) * room_of(any));
-  if (threads == 1) return run(*step, 0, 1, board);
+  board.resize(steps, count, std::max(threads, 1));
+  for (auto& taken : board.turns.taken) taken = 0;
+  if (threads == 1) return run(steps, count, board, 0, 1);
 #pragma omp parallel num_threads(threads)
-  run(*step, omp_get_thread_num(), omp_get_num_threads(), board);
+  run(steps, count, board, omp_get_thread_num(), omp_get_num_threads());
 }
 
 #endif

@@ -1,4 +1,4 @@
-"""Few tokens through neighbouring layers in one call (`stack.cpp`), for processors with AVX-512 VNNI and BF16."""
+"""Tokens through neighbouring layers in one call (`stack.cpp`), for processors with AVX-512 VNNI and BF16."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from models.native.compiled import library
 from models.native.dense import DenseLayer, PackedStruct
-from models.native.joint import KINDS, Lying, Stored
+from models.native.joint import KINDS, Lying, Stored, pointer
 from models.native.look import PARAMETERS
 
 if TYPE_CHECKING:
     from models.memory.look import Look
+    from models.memory.ring import Fold
     from models.state import MemoryState
 
 
@@ -26,7 +27,21 @@ class _Layer(ctypes.Structure):
         ("mlp_norm", ctypes.c_void_p),
         *((f"{name}_matrix", PackedStruct) for name in ("qkv", "out", "gate_up", "down")),
         *((name, ctypes.c_int64) for name in ("number", "first")),
-        *((name, ctypes.c_void_p) for name in ("heads", "index", *PARAMETERS)),
+        *((name, ctypes.c_void_p) for name in ("heads", "index", "order", *PARAMETERS, "key_trail")),
+    )
+
+
+class _Leaving(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("sessions", "places", "cos", "sin", "scores"),
+                *("tokens", "starts", "first", "sink_cos", "sink_sin"),
+            )
+        ),
+        ("length", ctypes.c_int64),
     )
 
 
@@ -45,6 +60,11 @@ class _Step(ctypes.Structure):
         ("far_keys", Stored),
         ("far_values", Stored),
         ("far_counts", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("slots", "far_total")),
+        *((name, Lying) for name in ("score", "position", "token", "last")),
+        ("sink_keys", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("sink_session_stride", "sink_layer_stride", "sink_head_stride")),
+        ("leaving", _Leaving),
     )
 
 
@@ -73,15 +93,28 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Folding:
+    """What leaves the ring of F sessions, with what it is worth: (F, R, S), -inf for what nobody keeps; None where no layer is asked.
+
+    `rows` are which of B they are."""
+
+    fold: Fold
+    rows: Sequence[int]
+    worth: Tensor | None
+
+
+@dataclass(frozen=True)
 class Places:
     """Where B sessions stand: their positions, the tokens that have left each one's ring, what each head of it keeps beyond, and
-    the rotation (B, 1, t, d/2) of the tokens to come and of as many before them as are looked back at."""
+    the rotation (B, 1, t, d/2) of the tokens to come and of as many before them as are looked back at. Behind those tokens some
+    sessions' oldest ones may leave."""
 
     positions: Sequence[int]
     evicted: Sequence[int]
     kept: Sequence[int]
     cos: Tensor
     sin: Tensor
+    folding: Folding | None = None
 
 
 class Stack:
@@ -104,12 +137,22 @@ class Stack:
         self._held: list[object] = []
         self._described = (_Layer * len(layers))(*(self._describe(index) for index in range(len(layers))))
         self._rank = 0 if kept is None or kept.look is None else kept.look.up.shape[2]
+        ends = range(begin, begin + len(layers))
+        self.keeps = kept is not None and any(layer in kept.parts for layer in ends)
+        """Whether one of the layers folds what leaves the ring, and has to be told what it is worth."""
 
-    def run(self, x: Tensor, state: MemoryState, places: Places) -> None:
-        """Change x (B, T, D), float32 without gaps, into what the last layer makes of it, and write the ring.
+    def run(self, steps: Sequence[tuple[Tensor, Places]], state: MemoryState, depth: int) -> None:
+        """Take the tokens of some steps, one behind the other, through the first `depth` of the layers.
 
-        Of `places` the rotations are of `trails` + T tokens. The state must be one that is written in place.
+        Each is x (B, T, D), float32 without gaps, which is changed into what the last layer makes of it, and its places, whose
+        rotations are of `trails` + T tokens. Ring and memory are written; the state must be one that is written in place.
         """
+        held: list[object] = []
+        jobs = (_Step * len(steps))(*(self._step(x, state, places, depth, held) for x, places in steps))
+        library().palimpsest_steps(jobs, ctypes.c_int64(len(steps)), torch.get_num_threads())
+
+    def _step(self, x: Tensor, state: MemoryState, places: Places, depth: int, held: list[object]) -> _Step:
+        """What it points to is `held`."""
         batch, length, _ = x.shape
         config = self._config
         assert x.is_contiguous()
@@ -118,24 +161,20 @@ class Stack:
         first = strides[1] * self._begin
         assert keys.stride() == values.stride()
         assert keys.stride()[3:] == (config.head_dim, 1)
-        cos, sin = places.cos.contiguous(), places.sin.contiguous()
-        assert cos.shape[2] == length + self._trails
+        assert places.cos.shape[2] == length + self._trails
+        sinks, _ = state.located("sink_keys")
+        sink_strides = [sinks.element_size() * stride for stride in sinks.stride()[:3]]
         numbers = ctypes.c_int64 * batch
-        held = [numbers(*counts) for counts in (places.positions, places.evicted, places.kept)]
-        positions, evicted, counts = map(ctypes.addressof, held)
-        kind, far_keys, far_values = 0, Stored(), Stored()
-        if self._kept is not None:
-            kept = self._kept
-            kind = KINDS[state.located(kept.keys)[0].dtype]
-            far_keys = stored(state, kept.keys, kept.key_scale, kept.key_grid)
-            far_values = stored(state, kept.values, kept.value_scale, kept.value_grid)
+        counted = [numbers(*counts) for counts in (places.positions, places.evicted, places.kept)]
+        held += counted
+        positions, evicted, counts = map(ctypes.addressof, counted)
         job = _Step(
             x.data_ptr(),
             self._described,
-            len(self._layers),
+            depth,
             config.rms_norm_eps,
-            cos.data_ptr(),
-            sin.data_ptr(),
+            pointer(places.cos, held),
+            pointer(places.sin, held),
             *(part.data_ptr() for part in self._far),
             keys.data_ptr() + first,
             values.data_ptr() + first,
@@ -152,12 +191,23 @@ class Stack:
             config.head_dim,
             self._trails,
             self._rank,
-            kind,
-            far_keys,
-            far_values,
-            counts,
+            sink_keys=sinks.data_ptr() + sink_strides[1] * self._begin,
         )
-        library().palimpsest_step(ctypes.byref(job), torch.get_num_threads())
+        job.sink_session_stride, job.sink_layer_stride, job.sink_head_stride = sink_strides
+        if self._kept is not None:
+            kept = self._kept
+            scores = state.located(kept.score)[0]
+            job.kind, job.far_counts = KINDS[state.located(kept.keys)[0].dtype], counts
+            job.far_keys = stored(state, kept.keys, kept.key_scale, kept.key_grid)
+            job.far_values = stored(state, kept.values, kept.value_scale, kept.value_grid)
+            job.far_total, job.slots = scores.shape[1:]
+            job.score, job.position, job.token = (
+                Lying.of(state.located(name)[0]) for name in (kept.score, kept.position, kept.token)
+            )
+            job.last = Lying() if kept.trail is None else Lying.of(state.located(kept.trail)[0])
+        if places.folding is not None:
+            job.leaving = _leaving(places.folding, rows, held)
+        return job
 
     def _describe(self, index: int) -> _Layer:
         layer, kept = self._layers[index], self._kept
@@ -166,19 +216,43 @@ class Stack:
             layer.mlp_norm.data_ptr(),
             *(matrix.described() for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)),
         )
-        if kept is None or self._begin + index not in kept.parts:
-            return described
-        heads, part = kept.parts[self._begin + index]
-        order = (ctypes.c_int32 * len(heads))(*heads)
-        places = [heads.index(head) if head in heads else -1 for head in range(self._config.num_kv_heads)]
-        found = (ctypes.c_int32 * len(places))(*places)
-        self._held += [order, found]
+        nothing: tuple[Sequence[int], slice] = (), slice(0, 0)
+        heads, part = nothing if kept is None else kept.parts.get(self._begin + index, nothing)
+        every = range(self._config.num_kv_heads)
+        numbers = [
+            heads,
+            [heads.index(head) if head in heads else -1 for head in every],
+            sorted(every, key=lambda head: head not in heads),
+        ]
+        arrays = [(ctypes.c_int32 * len(each))(*each) for each in numbers]
+        self._held += arrays
         described.number, described.first = len(heads), part.start
-        described.heads, described.index = ctypes.addressof(order), ctypes.addressof(found)
+        described.heads, described.index, described.order = map(ctypes.addressof, arrays)
+        if kept is None or not heads:
+            return described
         if kept.look is not None:
-            for name in PARAMETERS:
+            for name in (*PARAMETERS, "key_trail"):
                 setattr(described, name, getattr(kept.look, name)[part].data_ptr())
         return described
+
+
+def _leaving(folding: Folding, rows: Tensor | None, held: list[object]) -> _Leaving:
+    """`rows` are where the B sessions are."""
+    fold = folding.fold
+    chosen = torch.tensor(folding.rows)
+    first = (ctypes.c_uint8 * len(chosen))(*(row in fold.first for row in range(len(chosen))))
+    held.append(first)
+    length = fold.tokens.shape[1]  # what is looked ahead at stays
+    return _Leaving(
+        len(chosen),
+        pointer(chosen if rows is None else rows[chosen], held),
+        *(pointer(x, held) for x in (fold.places[:, :length], fold.cos[:, :, :length], fold.sin[:, :, :length])),
+        pointer(folding.worth, held),
+        *(pointer(x, held) for x in (fold.tokens, fold.starts)),
+        ctypes.addressof(first),
+        *(pointer(x, held) for x in (fold.sink_cos, fold.sink_sin)),
+        length,
+    )
 
 
 def stored(state: MemoryState, codes: str, scale: str | None, grid: str | None, part: slice = slice(None)) -> Stored:
