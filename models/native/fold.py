@@ -22,10 +22,7 @@ class _Fold(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("keys", "values")),
         *((name, ctypes.c_int64) for name in ("session_stride", "ring_head_stride")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("sessions", "heads", "places", "cos", "sin", "scores")
-        ),
+        *((name, ctypes.c_void_p) for name in ("sessions", "heads", "places", "cos", "sin", "scores")),
         ("score_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("tokens", "starts")),
         *((name, ctypes.c_int64) for name in ("batch", "number", "length", "slots", "size", "sinks")),

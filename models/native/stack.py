@@ -94,9 +94,8 @@ class Kept:
 
 @dataclass(frozen=True)
 class Folding:
-    """What leaves the ring of F sessions, with what it is worth: (F, R, S), -inf for what nobody keeps; None where no layer is asked.
-
-    `rows` are which of B they are."""
+    """What leaves the ring of F of B sessions, which are its `rows`, and what it is worth: (F, R, S), -inf for what nobody keeps;
+    None where no layer keeps anything, or nobody knows it yet."""
 
     fold: Fold
     rows: Sequence[int]
