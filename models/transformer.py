@@ -62,16 +62,16 @@ class Weights(nn.Module):
 
 @dataclass(frozen=True)
 class _Stack:
-    """Neighbouring layers; `native` if tokens can go through all of them in one call."""
+    """Neighbouring layers; `joined` if tokens can go through all of them in one native call."""
 
     begin: int
     end: int
-    native: native.Stack | None = None
+    joined: native.Stack | None = None
 
     def takes(self, places: Sequence[native.Places]) -> bool:
         """Whether they can now: where something leaves the ring, what it is worth must be known before."""
         worth = [step.folding.worth for step in places if step.folding is not None]
-        return self.native is not None and not (self.native.keeps and any(one is None for one in worth))
+        return self.joined is not None and not (self.joined.keeps and any(one is None for one in worth))
 
 
 class Decoder(nn.Module):
@@ -160,7 +160,7 @@ class Decoder(nn.Module):
         start = torch.tensor(pieces[0].positions, device=tokens.device)[:, None]  # (B, 1)
         positions = start + torch.arange(length, device=tokens.device)
         cos, sin = self.weights.rotary.table(positions)
-        places = self._places(pieces, state) if state.in_place and any(stack.native for stack in self._stacks) else []
+        places = self._places(pieces, state) if state.in_place and any(stack.joined for stack in self._stacks) else []
         x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))  # (B, T, D)
         for stack in self._stacks:
             if stack.begin >= depth:
@@ -227,13 +227,13 @@ class Decoder(nn.Module):
         state: MemoryState,
     ) -> Tensor:
         """x (B, T, D) through the layers of a stack up to `end`, natively. It may be overwritten."""
-        assert stack.native is not None
+        assert stack.joined is not None
         parts = [x[:, piece.begin : piece.end].contiguous() for piece in pieces]
         steps = list(zip(parts, places, strict=True))
         # What has been completed is looked at before the next piece comes.
         together = [steps] if all(piece.finish is None for piece in pieces) else [[step] for step in steps]
         for number, some in enumerate(together):
-            stack.native.run(some, state, end - stack.begin)
+            stack.joined.run(some, state, end - stack.begin)
             for index in range(stack.begin, end):
                 self._finish(index, pieces[number])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
