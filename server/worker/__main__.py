@@ -62,6 +62,7 @@ class Worker:
         self._store = self._metrics.store_errors.counted(create_store(settings))
         self._runners = Runners(settings, index)
         self._compute = ThreadPoolExecutor(1, "compute", initializer=self._runners.bind_thread)
+        self._moving = ThreadPoolExecutor(1, "moving", initializer=self._runners.bind_mover)
         self._reading = ThreadPoolExecutor(1, "reading")
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -87,7 +88,9 @@ class Worker:
             return tasks.create_task(work)
 
         journal = Journal(self._store)
-        engine = Engine(self._settings, self._runners, self._store, journal, self._compute, spawn, self._metrics)
+        engine = Engine(
+            self._settings, self._runners, self._store, journal, self._compute, self._moving, spawn, self._metrics
+        )
         owner = f"{self._settings.server_id}/{self._index}/{secrets.token_hex(4)}"
         holdings = Holdings(self._settings, owner, engine, self._runners, self._store, spawn)
         intakes = Intakes(self._settings, engine, self._store, journal, self._reading)

@@ -41,11 +41,12 @@ class Engine:
         store: Store,
         journal: Journal,
         compute: ThreadPoolExecutor,
+        moving: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         metrics: WorkerMetrics,
     ) -> None:
         self._runners, self._store, self._journal = runners, store, journal
-        self._compute, self._spawn, self._settings = compute, spawn, settings
+        self._compute, self._moving, self._spawn, self._settings = compute, moving, spawn, settings
         self._pace = Pace()
         self._limits = Limits(settings.max_batch, settings.prefill_tokens, self._beside)
         self._residency = Residency(settings.resident_sessions)
@@ -108,6 +109,10 @@ class Engine:
         """Run on the compute thread, between two steps."""
         return await asyncio.get_running_loop().run_in_executor(self._compute, work, *args)
 
+    async def _beside_steps(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """Run on the thread for what moves in and out, while steps go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._moving, work, *args)
+
     def _candidates(self) -> list[Candidate]:
         return [
             Candidate(session.key, len(session.pending), session.generation is not None, session.served)
@@ -150,7 +155,8 @@ class Engine:
             self.release(session)
 
     def _admit(self) -> None:
-        """Give rows to sessions that have work and none; where none is free, send the longest unused of the same pair away."""
+        """Give rows to sessions that have work and none; where none is free, send the longest unused of the same pair away, those
+        first of whom nothing has to be written."""
         waiting = self._waiting()
         for session in waiting:
             row = self._residency.take(session.key, session.pair)
@@ -160,7 +166,8 @@ class Engine:
         if not short:
             return
         short.subtract(other.pair for other in self.sessions.values() if other.moving and other.row is not None)
-        for idle in [found for key in self._residency.by_age if (found := self._idle(key)) is not None]:
+        idle_ones = [found for key in self._residency.by_age if (found := self._idle(key)) is not None]
+        for idle in sorted(idle_ones, key=lambda session: session.saved != session.folded):
             if short[idle.pair] > 0:
                 short[idle.pair] -= 1
                 self._move(idle, self._move_out(idle))
@@ -202,7 +209,9 @@ class Engine:
             async with session.lock:
                 with self._metrics.restore():
                     stored = await self._store.load(session.key)
-                    session.folded = await self.compute(self._runners[session.pair].restore, row, stored.snapshot)
+                    runner = self._runners[session.pair]
+                    state = await self._beside_steps(runner.decode, stored.snapshot)
+                    session.folded = await self.compute(runner.lay, row, state)
                 session.pending.clear()
                 session.pending.extend(stored.tail)
                 session.echo = 0
@@ -310,7 +319,9 @@ class Engine:
         assert session.lease is not None
         if session.saved == session.folded:
             return True
-        position, data = await self.compute(self._runners[session.pair].save, session.row)
+        runner = self._runners[session.pair]
+        lifted = await self.compute(runner.lift, session.row)
+        position, data = await self._beside_steps(runner.encode, lifted)
         await self._journal.settled()  # a snapshot must never be ahead of the journal
         if self.sessions.get(session.key) is not session:
             return False

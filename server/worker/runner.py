@@ -1,7 +1,7 @@
 """One pair of a model and a memory at work: a decoder, its slab of resident states, and what runs on them.
 
-Here and in `runners.py` the server meets torch. All methods but those of `TextReader` run on one thread, the compute thread,
-one after another.
+Here and in `runners.py` the server meets torch. All methods but those of `TextReader`, and those that say otherwise, run on one
+thread, the compute thread, one after another.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from models.codec import check_values, decode_state, encode_state
 from models.errors import StateError
 from models.load import LoadedModel
+from models.passage import Lifted, Passage
 from models.sampling import Sample as Sample
 from models.sampling import Sampler, Sampling
 from models.state import MemoryState, spec_nbytes
@@ -109,6 +110,7 @@ class Runner:
 
     def __init__(self, pair: Pair, model: LoadedModel, device: torch.device, rows: int) -> None:
         self._model, self._device, self._rows = model, device, rows
+        self._passage = Passage(device)
         self._laid_out: MemoryState | None = None
         self.reader = TextReader(model.tokenizer)
         self.offered = Offered(
@@ -167,30 +169,41 @@ class Runner:
         return state.read("tokens")[0, : state.positions[0]]
 
     @torch.inference_mode()
-    def save(self, row: int) -> tuple[int, bytes]:
-        """A resident state as bytes, and the tokens it has taken in."""
-        state = self._slab.select([row])
+    def lift(self, row: int) -> Lifted:
+        """A copy of a resident state, for `encode`."""
+        return self._passage.lift(self._slab.select([row]))
+
+    @torch.inference_mode()
+    def encode(self, lifted: Lifted) -> tuple[int, bytes]:
+        """A state as bytes, and the tokens it has taken in. On any thread."""
+        state = lifted.wait()
         return state.positions[0], encode_state(state, self._model.kind)
 
     @torch.inference_mode()
-    def restore(self, row: int, snapshot: bytes | None) -> int:
-        """Fill a row from bytes, or with an empty state. Returns the tokens it has taken in.
+    def decode(self, snapshot: bytes | None) -> MemoryState | None:
+        """What bytes hold, for `lay`; None for None. On any thread. Raises `StateRefused` when they must not be loaded."""
+        if snapshot is None:
+            return None
+        try:
+            return decode_state(snapshot, self._model.kind)
+        except StateError as error:
+            raise StateRefused(str(error)) from error
 
-        Raises `StateRefused` when the bytes must not be loaded, `Overloaded` when the device has no room for the slab.
+    @torch.inference_mode()
+    def lay(self, row: int, state: MemoryState | None) -> int:
+        """Fill a row, with an empty state for None. Returns the tokens it has taken in.
+
+        Raises `Overloaded` when the device has no room for the slab.
         """
         try:
             target = self._slab.select([row])
         except RuntimeError as error:  # torch has no narrower kind for all its devices
             raise Overloaded(self._no_room()) from error
-        if snapshot is None:
+        if state is None:
             target.reset(self._model.kind.spec)
             return 0
-        try:
-            state = decode_state(snapshot, self._model.kind, self._device)
-        except StateError as error:
-            raise StateRefused(str(error)) from error
-        target.copy_from(state)
-        return target.positions[0]
+        self._passage.lay(state, target)
+        return state.positions[0]
 
     @torch.inference_mode()
     def check(self, position: int, state: bytes | None, tail: Sequence[int]) -> None:

@@ -36,6 +36,11 @@ class Runners:
         share = max(1, cores // len(self._settings.device))
         torch.set_num_threads(self._settings.threads or share)
 
+    @staticmethod
+    def bind_mover() -> None:
+        """The same for the thread that encodes and decodes states: it must not compete with steps for their threads."""
+        torch.set_num_threads(1)
+
     def load(self) -> None:
         """Read the models. Raises one of `MODEL_ERRORS`."""
         pairs = self._settings.pairs()

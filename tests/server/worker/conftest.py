@@ -132,7 +132,7 @@ async def working(settings: Settings, owner: str, *, holding: bool = True) -> As
     leases nor hears what others want, like one that stands still."""
     runners, store = Runners(settings, 0), EmbeddedStore(settings.data_dir)
     await store.open()
-    with ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(1) as reading:
+    with ThreadPoolExecutor(1) as compute, ThreadPoolExecutor(1) as moving, ThreadPoolExecutor(1) as reading:
         await asyncio.get_running_loop().run_in_executor(compute, runners.load)
         async with asyncio.TaskGroup() as tasks:
 
@@ -141,7 +141,7 @@ async def working(settings: Settings, owner: str, *, holding: bool = True) -> As
 
             journal = Journal(store)
             metrics = WorkerMetrics()
-            engine = Engine(settings, runners, store, journal, compute, spawn, metrics)
+            engine = Engine(settings, runners, store, journal, compute, moving, spawn, metrics)
             holdings = Holdings(settings, owner, engine, runners, store, spawn)
             intakes = Intakes(settings, engine, store, journal, reading)
             desk = Desk(settings, runners, engine, store, journal, holdings, intakes)

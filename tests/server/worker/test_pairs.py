@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from models.state import MemoryState
 from server.errors import ModelNotServed, Overloaded
 from server.messages import Append, Check, GenerationCompleted, Inspect
 from server.pairs import Pair
@@ -146,15 +147,15 @@ async def test_a_pair_without_room_leaves_the_others_at_work(
 ) -> None:
     window, slots = pairs
     await bench.create("one", pair=window)
-    restore = Runner.restore
+    lay = Runner.lay
 
-    def full(runner: Runner, row: int, snapshot: bytes | None) -> int:
+    def full(runner: Runner, row: int, state: MemoryState | None) -> int:
         if runner.offered.pair == slots:
             raise Overloaded("no room")
-        return restore(runner, row, snapshot)
+        return lay(runner, row, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "restore", full)
+        patch.setattr(Runner, "lay", full)
         with pytest.raises(Overloaded):
             await bench.create("two", pair=slots)
         assert (await bench.append("one")).position > 0
