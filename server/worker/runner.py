@@ -205,6 +205,14 @@ class Runner:
         self._passage.lay(state, target)
         return state.positions[0]
 
+    def save(self, row: int) -> tuple[int, bytes]:
+        """`lift` and `encode` in one, where no step waits for it."""
+        return self.encode(self.lift(row))
+
+    def restore(self, row: int, snapshot: bytes | None) -> int:
+        """`decode` and `lay` in one."""
+        return self.lay(row, self.decode(snapshot))
+
     @torch.inference_mode()
     def check(self, position: int, state: bytes | None, tail: Sequence[int]) -> None:
         """Raise `InvalidRequest` for a saved state from outside that must not be loaded, or token ids that are none."""

@@ -52,18 +52,10 @@ def pair(runners: Runners, memory: str) -> Pair:
     return Pair(runners.default.offered.model, memory)
 
 
-def save(runner: Runner, row: int) -> tuple[int, bytes]:
-    return runner.encode(runner.lift(row))
-
-
-def restore(runner: Runner, row: int, snapshot: bytes | None) -> int:
-    return runner.lay(row, runner.decode(snapshot))
-
-
 def read(runner: Runner, tokens: Sequence[int], row: int = 0) -> bytes:
-    restore(runner, row, None)
+    runner.restore(row, None)
     runner.run([Feed("s", row, tokens, None)])
-    return save(runner, row)[1]
+    return runner.save(row)[1]
 
 
 def test_the_pairs_are_described_in_order_with_their_own_sizes(runners: Runners) -> None:
@@ -87,13 +79,13 @@ def test_what_is_followed_by_others_is_not_read_to_the_end(runners: Runners, mon
     monkeypatch.setattr(Decoder, "read_through", counted)
     tokens = TOKENS * 4
     whole = read(slots, tokens)
-    restore(slots, 0, None)
+    slots.restore(0, None)
     for begin in range(0, len(tokens), 30):
         rest = len(tokens) - begin - 30
         slots.run([Feed("s", 0, tokens[begin : begin + 30], None, rest)])
     assert ahead == list(range(330, 0, -30))
-    restore(slots, 1, save(slots, 0)[1])
-    restore(slots, 0, whole)
+    slots.restore(1, slots.save(0)[1])
+    slots.restore(0, whole)
     samples = [
         slots.run([Feed("s", row, TOKENS[:1], slots.voice(SamplingParams(logprobs=3)))])["s"].top for row in range(2)
     ]
@@ -104,10 +96,10 @@ def test_what_is_followed_by_others_is_not_read_to_the_end(runners: Runners, mon
 def test_a_slab_is_laid_out_when_its_first_session_comes(runners: Runners, laid_out: list[int]) -> None:
     assert laid_out == []
     slots = runners[pair(runners, "slots")]
-    restore(slots, 1, None)
+    slots.restore(1, None)
     assert laid_out == [2]
-    restore(slots, 0, None)
-    restore(runners.default, 0, None)
+    slots.restore(0, None)
+    runners.default.restore(0, None)
     assert laid_out == [2, 2]
 
 
@@ -118,8 +110,8 @@ def test_a_device_without_room_says_what_to_do(runners: Runners, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "empty_state", full)
         with pytest.raises(Overloaded, match="PALIMPSEST_RESIDENT_SESSIONS"):
-            restore(runners.default, 0, None)
-    assert restore(runners.default, 0, None) == 0
+            runners.default.restore(0, None)
+    assert runners.default.restore(0, None) == 0
 
 
 def test_a_step_with_several_pairs_does_what_each_alone_does(runners: Runners) -> None:
@@ -129,11 +121,11 @@ def test_a_step_with_several_pairs_does_what_each_alone_does(runners: Runners) -
     for runner in both:
         read(runner, TOKENS)
         sample = runner.run([Feed("s", 0, TOKENS[:1], runner.voice(params))])["s"]
-        alone[runner.offered.pair] = sample.token, save(runner, 0)
+        alone[runner.offered.pair] = sample.token, runner.save(0)
         read(runner, TOKENS)
     feeds = {r.offered.pair: [Feed(r.offered.memory, 0, TOKENS[:1], r.voice(params))] for r in both}
     samples = runners.run(feeds)
-    together = {r.offered.pair: (samples[r.offered.memory].token, save(r, 0)) for r in both}
+    together = {r.offered.pair: (samples[r.offered.memory].token, r.save(0)) for r in both}
     assert together == alone
     assert runners.run({}) == {}
 
@@ -142,11 +134,11 @@ def test_a_state_is_taken_by_its_own_pair_only(runners: Runners) -> None:
     window, slots = runners.default, runners[pair(runners, "slots")]
     state = read(window, TOKENS)
     with pytest.raises(StateRefused):
-        restore(slots, 0, state)
+        slots.restore(0, state)
     with pytest.raises(InvalidRequest):
         slots.check(len(TOKENS), state, ())
     window.check(len(TOKENS), state, ())
-    assert restore(window, 1, state) == len(TOKENS)
+    assert window.restore(1, state) == len(TOKENS)
 
 
 def test_what_a_memory_holds_is_reported_under_its_name(runners: Runners) -> None:
