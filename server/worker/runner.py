@@ -135,27 +135,36 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, feeds: Sequence[Feed]) -> Mapping[str, Sample]:
-        """One step. All sessions that take one token share a forward pass; longer chunks run one by one.
-
-        Returns the sampled tokens by key.
+        """One step. All sessions that take one token share a forward pass; so do those that take more, as long as each of them has
+        some left. Returns the sampled tokens by key.
         """
         samples: dict[str, Sample] = {}
-        together = sorted((feed for feed in feeds if len(feed.tokens) == 1), key=lambda feed: feed.row)
-        groups = [together] if together else []
-        groups += [[feed] for feed in feeds if len(feed.tokens) > 1]
-        for group in groups:
-            state = self._slab.select([feed.row for feed in group])
-            tokens = torch.tensor([list(feed.tokens) for feed in group], device=self._device)
-            if len(group) == 1 and group[0].ahead:
-                self._model.decoder.read_through(tokens, state, group[0].ahead)
-                continue
-            logits, _ = self._model.decoder(tokens, state)
-            samples |= self._sample(group, logits)
+        by_row = sorted(feeds, key=lambda feed: feed.row)
+        one = [feed for feed in by_row if len(feed.tokens) == 1]
+        if one:
+            samples |= self._take(one, 0, 1)
+        left, taken = [feed for feed in by_row if len(feed.tokens) > 1], 0
+        while left:
+            until = min(len(feed.tokens) for feed in left)
+            samples |= self._take(left, taken, until)
+            left, taken = [feed for feed in left if len(feed.tokens) > until], until
         for feed in feeds:
             if not feed.tokens:
                 hidden = self._slab.select([feed.row]).read("hidden")
                 samples |= self._sample([feed], self._model.decoder.read_out(hidden))
         return samples
+
+    def _take(self, feeds: Sequence[Feed], begin: int, end: int) -> Mapping[str, Sample]:
+        """Tokens `begin` to `end` of all of them, and what is sampled behind the last one of some."""
+        decoder, state = self._model.decoder, self._slab.select([feed.row for feed in feeds])
+        tokens = torch.tensor([list(feed.tokens[begin:end]) for feed in feeds], device=self._device)
+        ahead = min(len(feed.tokens) - end + feed.ahead for feed in feeds)
+        if ahead:
+            decoder.read_through(tokens, state, ahead)
+            return {}
+        hidden, _ = decoder.run(tokens, state)
+        over = [row for row, feed in enumerate(feeds) if feed.voice is not None and len(feed.tokens) == end]
+        return self._sample([feeds[row] for row in over], decoder.read_out(hidden[over, -1])) if over else {}
 
     def _sample(self, feeds: Sequence[Feed], logits: Tensor) -> dict[str, Sample]:
         voices = [(feed, feed.voice, logits[index]) for index, feed in enumerate(feeds) if feed.voice]

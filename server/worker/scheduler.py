@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step: `decode` takes at most one token each, all together; `prefill` reads a chunk of one session at a time."""
+    """One step: `decode` takes at most one token each, all together; then come the chunks that `prefill` reads."""
 
     decode: tuple[str, ...]
     prefill: tuple[tuple[str, int], ...]

@@ -22,8 +22,8 @@ SLOTS = {"memory": "slots", "options": {"heads": [[1, 0], [2, 1]], "slots": 8}}
 TOKENS = [5 + n % 97 for n in range(90)]
 
 
-def runners_of(tiny_model: Path, **settings: object) -> Runners:
-    options = {"model": str(tiny_model), "memory": "window", "window": 32, "segment": 16, "resident_sessions": 2}
+def runners_of(tiny_model: Path, rows: int = 2, **settings: object) -> Runners:
+    options = {"model": str(tiny_model), "memory": "window", "window": 32, "segment": 16, "resident_sessions": rows}
     return Runners(load(dtype="float32", threads=1, **options, **settings), 0)
 
 
@@ -93,6 +93,43 @@ def test_what_is_followed_by_others_is_not_read_to_the_end(runners: Runners, mon
     assert [score for _, score in samples[0]] == pytest.approx([score for _, score in samples[1]], abs=1e-3)
 
 
+def test_sessions_that_read_together_read_what_each_reads_alone(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners = runners_of(tiny_model, rows=4)
+    runners.load()
+    runner, params = runners.default, SamplingParams(temperature=0, logprobs=1)
+    parts = {"short": TOKENS[:7], "long": TOKENS[:70], "alike": TOKENS[20:27], "reading on": TOKENS[5:40]}
+    ahead = {"reading on": 50}
+    read = Decoder.run, Decoder.read_through
+    batches: list[tuple[int, ...]] = []
+
+    def run(decoder: Decoder, tokens: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        batches.append(tuple(tokens.shape))
+        return read[0](decoder, tokens, state)
+
+    def read_through(decoder: Decoder, tokens: Tensor, state: MemoryState, ahead: int) -> MemoryState:
+        batches.append((*tokens.shape, ahead))
+        return read[1](decoder, tokens, state, ahead)
+
+    def feed(name: str, row: int) -> Feed:
+        voice = None if name in ahead else runner.voice(params)
+        return Feed(name, row, parts[name], voice, ahead.get(name, 0))
+
+    alone: dict[str, float | None] = {}
+    for name in parts:
+        runner.restore(0, None)
+        alone |= {key: sample.logprob for key, sample in runner.run([feed(name, 0)]).items()}
+    for row in range(4):
+        runner.restore(row, None)
+    monkeypatch.setattr(Decoder, "run", run)
+    monkeypatch.setattr(Decoder, "read_through", read_through)
+    together = runner.run([feed(name, row) for row, name in enumerate(parts)])
+    assert batches == [(4, 7), (2, 28, 35), (1, 35)]
+    assert {key: sample.logprob for key, sample in together.items()} == pytest.approx(alone, abs=1e-4)
+    assert set(together) == {"short", "long", "alike"}
+
+
 def test_a_slab_is_laid_out_when_its_first_session_comes(runners: Runners, laid_out: list[int]) -> None:
     assert laid_out == []
     slots = runners[pair(runners, "slots")]
@@ -117,7 +154,7 @@ def test_a_device_without_room_says_what_to_do(runners: Runners, monkeypatch: py
 def test_a_step_with_several_pairs_does_what_each_alone_does(runners: Runners) -> None:
     both = [runners[pair(runners, memory)] for memory in ("window", "slots")]
     params = SamplingParams(temperature=0)
-    alone = {}
+    alone: dict[str, float | None] = {}
     for runner in both:
         read(runner, TOKENS)
         sample = runner.run([Feed("s", 0, TOKENS[:1], runner.voice(params))])["s"]
