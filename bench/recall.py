@@ -70,13 +70,14 @@ class Recall(Evaluation):
 
 
 def offer_reader(model: str, offer: str) -> Reader:
-    """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}."""
+    """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}, and what its
+    "weights" are rounded to: int8 or int4."""
     chosen: dict[str, Any] = json.loads(offer) if offer.startswith("{") else {"memory": offer}
     adapter = Path(chosen["adapter"]) if "adapter" in chosen else None
     [loaded] = load_offers(
         [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)],
         dtype=torch.bfloat16,
-        quantize=chosen.get("weights") == "int8",
+        quantize=chosen.get("weights"),
     ).values()
     return memory_reader(chosen["memory"], loaded)
 

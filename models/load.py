@@ -16,7 +16,7 @@ from models.config import MemoryConfig, fingerprint
 from models.errors import ConfigError
 from models.memory import MECHANISMS
 from models.memory.base import find_mechanism
-from models.quantized import Quantizer
+from models.quantized import Precision, Quantizer
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint, load_checkpoint
@@ -54,17 +54,17 @@ def load_offers(
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
-    quantize: bool = False,
+    quantize: Precision | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[tuple[str, str], LoadedModel]:
     """Every pair, by (model, memory). A model that several pairs name is read once and its weights are shared.
 
-    `quantize` rounds the weights to eight bits (`models.quantized`); states are the same in kind.
+    `quantize` is what the weights are rounded to (`models.quantized`), if anything; states are the same in kind.
 
     Raises `CheckpointError`, `TokenizerError` or `ConfigError`.
     """
     loaded: dict[tuple[str, str], LoadedModel] = {}
-    quantizer = Quantizer() if quantize else None
+    quantizer = None if quantize is None else Quantizer(quantize)
     read: dict[str, tuple[Checkpoint, Weights]] = {}
     for offer in offers:
         if offer.model not in read:

@@ -64,14 +64,14 @@ class Settings(BaseSettings):
     segment: int | None = Field(None, ge=1, description="Tokens folded into the memory at a time.")
     sinks: int | None = Field(None, ge=0, description="First tokens of a session that stay visible for ever.")
     slots: int | None = Field(None, ge=1, description="Remembered tokens a retrieval head (memory slots).")
-    slot_dtype: Literal["int8", "bf16"] | None = Field(
+    slot_dtype: Literal["int8", "bf16", "int4"] | None = Field(
         None, description="Precision of remembered keys and values (memory slots)."
     )
     calibration: Path | None = Field(
         None, description="File that `calibrate` wrote for the default model; none for the one in the package."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="Precision of the weights; with int8 the rest is bfloat16."
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
+        "auto", description="Precision of the weights; with int8 and int4 the rest is bfloat16."
     )
 
     device: Annotated[tuple[str, ...], NoDecode] = Field(

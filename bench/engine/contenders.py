@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from models.load import Offer, load_offers
+from models.quantized import Precision
 from models.state import MemoryState
 from models.weights.checkpoint import load_checkpoint
 
@@ -46,9 +47,12 @@ class Ours:
     def __init__(self, model: str, dtype: str, threads: int) -> None:
         self.name = f"palimpsest {dtype}"
         self._threads = threads
-        self._bytes_a_weight = {"float32": 4, "bfloat16": 2, "int8": 1}[dtype]
+        self._dtype = dtype
         weights = torch.float32 if dtype == "float32" else torch.bfloat16
-        [self._loaded] = load_offers([Offer(model, "slots")], dtype=weights, quantize=dtype == "int8").values()
+        quantize: Precision | None = None
+        if dtype == "int8" or dtype == "int4":
+            quantize = dtype
+        [self._loaded] = load_offers([Offer(model, "slots")], dtype=weights, quantize=quantize).values()
         self._decoder = self._loaded.decoder
         self._state = self._decoder.empty_state()
 
@@ -62,7 +66,12 @@ class Ours:
         config = self._decoder.config
         layer = config.hidden_size * (config.num_heads + config.num_kv_heads) * 2 * config.head_dim
         layer += 3 * config.hidden_size * config.intermediate_size
-        return self._bytes_a_weight * (config.num_layers * layer + config.vocab_size * config.hidden_size)
+        matrices, head = config.num_layers * layer, config.vocab_size * config.hidden_size
+        if (
+            self._dtype == "int4"
+        ):  # and a scale and a lowest value, two bytes each, for every 32; the head has eight bits
+            return matrices * 5 // 8 + head
+        return {"float32": 4, "bfloat16": 2, "int8": 1}[self._dtype] * (matrices + head)
 
     @torch.inference_mode()
     def read(self, tokens: Sequence[int]) -> float:

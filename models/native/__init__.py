@@ -4,10 +4,12 @@ from models.native.attention import attend as attend
 from models.native.attention import available as available
 from models.native.attention import suits as suits
 from models.native.dense import GROUP as GROUP
+from models.native.dense import NIBBLES as NIBBLES
 from models.native.dense import DenseLayer as DenseLayer
 from models.native.dense import Packed as Packed
+from models.native.dense import in_pairs as in_pairs
 from models.native.dense import pack as pack
-from models.native.dense import pack_gated as pack_gated
+from models.native.dense import pack_nibbles as pack_nibbles
 from models.native.dense import read_out as read_out
 from models.native.dense import suits_layer as suits_layer
 from models.native.dense import suits_matrix as suits_matrix

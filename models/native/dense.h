@@ -1,8 +1,8 @@
-// The dense half of a decoder layer in eight-bit integers, for processors with AVX-512 VNNI: projections and feed-forward network.
+// The dense half of a decoder layer in small integers, for processors with AVX-512 VNNI: projections and feed-forward network.
 //
-// Weights have one scale an output, activations one for every 64 inputs: a token's largest numbers stand in few places, and one scale
+// Weights are eight bits with one scale an output, or four bits with a scale and a lowest value for every 32 inputs, as GGUF's Q4_1 has
+// them. Activations are eight bits with a scale for every 64 inputs: a token's largest numbers stand in few places, and one scale
 // for all of them would cost ten times the error. Sums of products are exact int32; everything else is float32.
-//
 #pragma once
 
 #include <algorithm>
@@ -17,16 +17,19 @@ namespace {
 constexpr int kRows = 6;     // rows by two vectors of int32 and of float32 sums each: 24 of 32 registers
 constexpr int kPanel = 32;   // outputs whose weights stay in the first cache while all rows pass
 constexpr int kGroup = 64;   // inputs that share a scale
+constexpr int kNibbles = 32; // inputs whose weights of four bits share a scale and a lowest value
 constexpr int kBlock = 48;   // rows whose hidden activations stay in the second cache
 constexpr int kAlone = 4;   // rows up to which every thread rounds all of them for itself
 constexpr int kFew = 32;     // rows a thread, below which threads divide the outputs and not the rows
 
 }  // namespace
 
-// `codes` are weights plus 128 as [outputs / 32][inputs / 4][32][4], so that four neighbouring inputs meet in one 32-bit lane.
+// Eight bits: `codes` are weights plus 128 as [outputs / 32][inputs / 4][32][4], so that four neighbouring inputs meet in one 32-bit lane.
+// Four bits: the same order, but the second sixteen outputs are the upper halves of the bytes of the first.
 struct Packed {
   const uint8_t* codes;
-  const float* scale;  // of each output
+  const float* scale;    // of each output; four bits: null
+  const uint16_t* grid;  // four bits: [outputs / 32][inputs / 32][2][32] float16, scales and lowest values; eight bits: null
   int64_t outputs;
   int64_t inputs;
 };
@@ -66,17 +69,18 @@ struct ReadOut {
 
 namespace {
 
-// Rows of activations in eight bits. What weights are too large by, 128, is taken back with `shift`.
+// Rows of activations in eight bits. What weights of eight bits are too large by, 128, is taken back with `shift`; `sums` are those of
+// each 32 codes, times which lowest values count.
 struct Rounded {
   std::vector<int8_t> codes;
-  std::vector<float> scale;
+  std::vector<float> scale, sums;
   std::vector<int32_t> shift;
   int64_t inputs = 0;
   int64_t groups = 0;
 
   void resize(int64_t rows, int64_t width) {
     inputs = width, groups = width / kGroup;
-    codes.resize(rows * inputs), scale.resize(rows * groups), shift.resize(rows * groups);
+    codes.resize(rows * inputs), scale.resize(rows * groups), shift.resize(rows * groups), sums.resize(rows * inputs / kNibbles);
   }
 };
 
@@ -99,14 +103,17 @@ NATIVE inline void round_group(const __m512 (&x)[4], Rounded& to, int64_t row, i
   const float scale = _mm512_reduce_max_ps(greatest) / 127;
   const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
   int8_t* codes = to.codes.data() + row * to.inputs + group * kGroup;
-  __m512i sum = _mm512_setzero_si512();
-  for (int i = 0; i < 4; ++i) {
-    const __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(x[i], inverse));
-    sum = _mm512_add_epi32(sum, steps);
-    _mm_storeu_si128((__m128i*)(codes + 16 * i), _mm512_cvtsepi32_epi8(steps));
+  int32_t sums[2];
+  for (int half = 0; half < 2; ++half) {
+    const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(x[2 * half], inverse));
+    const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(x[2 * half + 1], inverse));
+    sums[half] = _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+    _mm_storeu_si128((__m128i*)(codes + 32 * half), _mm512_cvtsepi32_epi8(first));
+    _mm_storeu_si128((__m128i*)(codes + 32 * half + 16), _mm512_cvtsepi32_epi8(second));
+    to.sums[2 * (row * to.groups + group) + half] = sums[half];
   }
   to.scale[row * to.groups + group] = scale + known;
-  to.shift[row * to.groups + group] = -128 * _mm512_reduce_add_epi32(sum);
+  to.shift[row * to.groups + group] = -128 * (sums[0] + sums[1]);
 }
 
 NATIVE void round_row(const float* x, Rounded& to, int64_t row) {
@@ -161,6 +168,45 @@ NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes,
   }
 }
 
+// The same of weights in four bits, whose scales are in it.
+template <int R>
+NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes, const uint16_t* grid, __m512 (&sums)[R][2]) {
+  const int8_t* first = x.codes.data() + row * x.inputs;
+  const __m512i low = _mm512_set1_epi8(15);
+  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+  for (int64_t group = 0; group < x.groups; ++group) {
+    __m512 parts[R][2];
+    for (int r = 0; r < R; ++r) parts[r][0] = parts[r][1] = _mm512_setzero_ps();
+    for (int64_t half = 0; half < kGroup / kNibbles; ++half, first += kNibbles, grid += 2 * kPanel) {
+      __m512i products[R][2];
+      for (int r = 0; r < R; ++r) products[r][0] = products[r][1] = _mm512_setzero_si512();
+      for (int k = 0; k < kNibbles; k += 4, codes += 2 * kPanel) {
+        const __m512i both = _mm512_loadu_si512(codes);
+        const __m512i left = _mm512_and_si512(both, low), right = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        for (int r = 0; r < R; ++r) {
+          int32_t four;
+          std::memcpy(&four, first + r * x.inputs + k, sizeof four);
+          const __m512i inputs = _mm512_set1_epi32(four);
+          products[r][0] = _mm512_dpbusd_epi32(products[r][0], left, inputs);
+          products[r][1] = _mm512_dpbusd_epi32(products[r][1], right, inputs);
+        }
+      }
+      for (int c = 0; c < 2; ++c) {
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(grid + 16 * c)));
+        const __m512 lowest = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(grid + kPanel + 16 * c)));
+        for (int r = 0; r < R; ++r) {
+          const __m512 sum = _mm512_set1_ps(x.sums[2 * ((row + r) * x.groups + group) + half]);
+          parts[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r][c]), scale, _mm512_fmadd_ps(lowest, sum, parts[r][c]));
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const __m512 scale = _mm512_set1_ps(x.scale[(row + r) * x.groups + group]);
+      for (int c = 0; c < 2; ++c) sums[r][c] = _mm512_fmadd_ps(parts[r][c], scale, sums[r][c]);
+    }
+  }
+}
+
 // What becomes of 32 outputs of a row.
 struct Store {
   float* to;
@@ -197,6 +243,12 @@ struct Gate {  // SwiGLU: silu(left) * right
 template <int R, class Use>
 NATIVE inline void multiply_and_use(const Rounded& x, int64_t row, const Packed& weights, int64_t panel, const Use& use) {
   __m512 sums[R][2];
+  if (weights.grid != nullptr) {
+    const int64_t blocks = weights.inputs / kNibbles;
+    multiply<R>(x, row, weights.codes + panel * kPanel * weights.inputs / 2, weights.grid + panel * blocks * 2 * kPanel, sums);
+    for (int r = 0; r < R; ++r) use(row + r, panel, sums[r][0], sums[r][1]);
+    return;
+  }
   multiply<R>(x, row, weights.codes + panel * kPanel * weights.inputs, sums);
   const __m512 left = _mm512_loadu_ps(weights.scale + panel * kPanel), right = _mm512_loadu_ps(weights.scale + panel * kPanel + 16);
   for (int r = 0; r < R; ++r) use(row + r, panel, _mm512_mul_ps(sums[r][0], left), _mm512_mul_ps(sums[r][1], right));

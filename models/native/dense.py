@@ -1,4 +1,4 @@
-"""The dense half of a decoder layer in eight-bit integers (`dense.h`), for processors with AVX-512 VNNI and BF16."""
+"""The dense half of a decoder layer in small integers (`dense.h`), for processors with AVX-512 VNNI and BF16."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ PANEL = 32
 """Outputs must come in multiples of this many."""
 GROUP = 64
 """Inputs, too: so many share an activation's scale."""
+NIBBLES = 32
+"""Inputs whose weights of four bits share a scale and a lowest value."""
 
 
 class PackedStruct(ctypes.Structure):
     _fields_ = (
         ("codes", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("grid", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
     )
@@ -67,16 +70,23 @@ class _ReadOut(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix (N, K) as the kernels read it."""
+    """A matrix (N, K) as the kernels read it: with one scale an output, or with a grid of many."""
 
     codes: Tensor
-    scale: Tensor
+    scale: Tensor | None
+    grid: Tensor | None
     outputs: int
     inputs: int
 
     def described(self) -> PackedStruct:
         """For a call, in which these tensors must stay alive."""
-        return PackedStruct(self.codes.data_ptr(), self.scale.data_ptr(), self.outputs, self.inputs)
+        scale, grid = (None if part is None else part.data_ptr() for part in (self.scale, self.grid))
+        return PackedStruct(self.codes.data_ptr(), scale, grid, self.outputs, self.inputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        return sum(part.nbytes for part in (self.codes, self.scale, self.grid) if part is not None)
 
 
 def suits_matrix(matrix: Tensor) -> bool:
@@ -93,15 +103,27 @@ def suits_layer(config: ModelConfig, *matrices: Tensor) -> bool:
 
 def pack(codes: Tensor, scale: Tensor) -> Packed:
     """Weights as int8 codes (N, K) and a scale an output (N,), float32, in the kernels' order."""
+    positive = (_panels(codes).to(torch.int16) + 128).to(torch.uint8)
+    return Packed(positive.contiguous(), scale.contiguous(), None, *codes.shape)
+
+
+def pack_nibbles(codes: Tensor, scale: Tensor, lowest: Tensor) -> Packed:
+    """Weights as codes (N, K) from 0 to 15, uint8, and for every NIBBLES of a row what they are multiplied with and what is added
+    then, (N, K / NIBBLES) each, float16, in the kernels' order."""
+    first, second = _panels(codes).split(PANEL // 2, dim=2)
+    grid = torch.stack((scale, lowest)).unflatten(1, (-1, PANEL)).permute(1, 3, 0, 2)
+    return Packed((first | second << 4).contiguous(), None, grid.contiguous(), *codes.shape)
+
+
+def in_pairs(outputs: int) -> Tensor:
+    """The order (2 I,) of gates, behind which is what they let through, in which both halves of a panel belong together."""
+    return torch.arange(outputs).view(2, -1, PANEL // 2).transpose(0, 1).flatten()
+
+
+def _panels(codes: Tensor) -> Tensor:
+    """(N / PANEL, K / 4, PANEL, 4)"""
     outputs, inputs = codes.shape
-    panels = codes.view(outputs // PANEL, PANEL, inputs // 4, 4).permute(0, 2, 1, 3)
-    return Packed((panels.to(torch.int16) + 128).to(torch.uint8).contiguous(), scale.contiguous(), outputs, inputs)
-
-
-def pack_gated(codes: Tensor, scale: Tensor) -> Packed:
-    """The gates and what they let through, one behind the other (2 I, K), so that both halves of a panel belong together."""
-    order = torch.arange(len(codes)).view(2, -1, PANEL // 2).transpose(0, 1).flatten()
-    return pack(codes[order], scale[order])
+    return codes.view(outputs // PANEL, PANEL, inputs // 4, 4).permute(0, 2, 1, 3)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from models import native
 from models.errors import ModelsError
 from models.load import DTYPES, Offer, load_offers
+from models.quantized import Precision
 from server.errors import ModelNotServed
 from server.messages import Ready
 from server.pairs import Pair
@@ -26,7 +27,7 @@ class Runners:
     def __init__(self, settings: Settings, worker: int) -> None:
         self._settings, self._worker = settings, worker
         self._device = _device(settings.device[worker])
-        self._quantize = settings.dtype == "int8"
+        self._quantize: Precision | None = settings.dtype if settings.dtype in ("int8", "int4") else None
         self._dtype = DTYPES["float32" if settings.dtype == "float32" else "bfloat16"]
         self._by_pair: dict[Pair, Runner] = {}
 
@@ -59,7 +60,7 @@ class Runners:
             worker=self._worker,
             offers=tuple(runner.offered for runner in self._by_pair.values()),
             device=str(self._device),
-            dtype="int8" if self._quantize else str(self._dtype).removeprefix("torch."),
+            dtype=self._quantize or str(self._dtype).removeprefix("torch."),
             kernels="native" if native.available(self._device, self._dtype) else "torch",
         )
 

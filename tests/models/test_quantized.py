@@ -1,4 +1,4 @@
-"""Weights in eight bits: what the kernels make of them beside the same weights, rounded, in torch's."""
+"""Weights in eight and in four bits: what the kernels make of them beside the same weights, rounded, in torch's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models import native
 from models.memory import MECHANISMS
-from models.quantized import Quantizer, quantize_rows
+from models.quantized import Precision, Quantizer, quantize_blocks, quantize_rows
 from models.transformer import Decoder, Weights
 from tests.models.memories import ROWS, Row, each
 from tests.models.native import test_dense
@@ -46,12 +46,12 @@ def decoder(row: Row) -> Decoder:
     return Decoder(Weights(CONFIG, tensors()), memory.requires_grad_(False))
 
 
-def rounded(row: Row, monkeypatch: pytest.MonkeyPatch) -> Decoder:
+def rounded(row: Row, monkeypatch: pytest.MonkeyPatch, precision: Precision = "int8") -> Decoder:
     """The same weights, computed with in bfloat16."""
     with monkeypatch.context() as without:
         without.setattr(native, "suits_layer", lambda *_: False)
         without.setattr(native, "suits_matrix", lambda *_: False)
-        return Quantizer().quantize(decoder(row))
+        return Quantizer(precision).quantize(decoder(row))
 
 
 def assert_near(found: Tensor, expected: Tensor, share: float) -> None:
@@ -63,6 +63,43 @@ def test_a_row_is_rounded_to_its_own_steps() -> None:
     codes, scale = quantize_rows(matrix)
     assert codes.tolist() == [[127, -3, 0], [-127, 64, 0], [0, 0, 0]]
     assert torch.allclose(scale[:2], torch.tensor([1.0, 0.5 / 127]))
+
+
+def test_a_block_is_rounded_to_sixteen_steps_of_its_own() -> None:
+    matrix = torch.cat((torch.arange(32) / 8 - 1, torch.full((32,), 0.5), torch.tensor([3.0, 18.0]))).view(1, -1)
+    codes, scale, lowest = quantize_blocks(matrix)
+    assert codes.shape == (1, 66)
+    assert lowest.tolist() == [[-1, 0.5, 0]]  # what a row is short of a block counts as zeros
+    assert codes[0, :32].tolist() == [round(15 * n / 31) for n in range(32)]
+    assert not codes[0, 32:64].any()
+    assert codes[0, 64:].tolist() == [2, 15]
+    assert scale[0, 1] == 0
+
+
+def test_what_came_in_such_blocks_comes_back() -> None:
+    generator = torch.Generator().manual_seed(9)
+    codes = torch.randint(16, (6, 64), generator=generator)
+    codes[:, ::32], codes[:, 1::32] = 0, 15  # as whoever rounds to the span of a block has them
+    scale, lowest = (torch.rand(6, 2, generator=generator).sub(share).mul(0.1).half() for share in (0, 0.9))
+    matrix = codes * scale.float().repeat_interleave(32, 1) + lowest.float().repeat_interleave(32, 1)
+    found = quantize_blocks(matrix.bfloat16())
+    assert torch.equal(found[0], codes.to(torch.uint8))
+    torch.testing.assert_close(found[1], scale, rtol=0.01, atol=1e-3)
+    torch.testing.assert_close(found[2], lowest, rtol=0.01, atol=1e-4)
+
+
+@capable
+@each({name: ROWS[name] for name in ("window", "slots that foretell", "infini delta")})
+@torch.inference_mode()
+def test_four_bits_give_what_such_weights_give(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized = Quantizer("int4").quantize(decoder(row))
+    tokens = random_tokens(quantized, 64)
+    expected, _ = read(rounded(row, monkeypatch, "int4"), tokens)
+    eight, _ = read(Quantizer().quantize(decoder(row)), tokens)
+    for cuts in ((), (1,), (16, 3)):
+        found, _ = read(quantized, tokens, cuts)
+        assert_near(found[:40], expected[:40], 0.03)
+        assert (found - expected).norm() < (eight - expected).norm() / 3
 
 
 @capable
