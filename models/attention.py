@@ -72,9 +72,10 @@ class Asked:
     cos: Tensor
     sin: Tensor
     """(1, 1, 1, d/2): the rotation of distance W."""
-    folded: Sequence[int]
-    """Tokens that each row has evicted: its memory holds what became of them."""
-    finished: Sequence[int]
+    folded: Sequence[int] | Tensor
+    """Tokens that each row has evicted: its memory holds what became of them. A tensor (B,) where nobody may wait for the device:
+    then only memories that are `still` are asked."""
+    finished: Sequence[int] | Tensor
     """Tokens that each row has in complete segments, evicted or still in the ring."""
     recent: Callable[[], Recent] | None = None
     """The layer's keys of as many tokens before the queries as its memory `looks_back` at, and of the queries' own tokens."""

@@ -78,6 +78,11 @@ class MemoryState:
         index = torch.tensor(list(rows), device=self.device)
         return MemoryState(self._tensors, index if self._rows is None else self._rows[index])
 
+    def at(self, rows: Tensor) -> MemoryState:
+        """The rows (B,) that a tensor on the device will name whenever they are read or written."""
+        assert self._rows is None
+        return MemoryState(self._tensors, rows)
+
     def read(self, name: str, *index: Index) -> Tensor:
         """`tensor[:, *index]` of the selected rows; a view where the rows are neighbours, else a copy."""
         rows: Index = slice(None) if self._rows is None else self._rows

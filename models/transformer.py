@@ -144,6 +144,24 @@ class Decoder(nn.Module):
         begun = min(state.positions) >= ring
         return self._run_in_parts(tokens, state, max(depth, count - ahead // ring) if begun else count)[1]
 
+    def step(self, tokens: Tensor, state: MemoryState) -> Tensor:
+        """Wide logits (B, V) behind one token (B, 1) each, none of which completes a segment; the state changes as in `forward`.
+
+        Nothing in it waits for the device or hangs on what is there: it does the same for all sessions at all times, and can be
+        recorded (`models/recorded.py`). Only of a memory that is `still`.
+        """
+        assert self.memory.still
+        piece, positions = self._ring.unasked(tokens, state), state.read("position")[:, None]
+        cos, sin = self.weights.rotary.table(positions)
+        x = F.embedding(tokens, self.weights.embedding).to(wide(self.dtype))
+        for index in range(self.config.num_layers):
+            x = self._layer(index, x, cos, sin, [piece], state)
+            if index == self.memory.listens:
+                self.memory.hear(x, positions, state)
+        state.write("position", positions[:, 0] + 1)
+        state.write("hidden", x[:, -1])
+        return self.read_out(x[:, -1])
+
     def _run_in_parts(self, tokens: Tensor, state: MemoryState, depth: int) -> tuple[Tensor, MemoryState]:
         if self.memory.listens is None:
             return self._run(tokens, state, depth)
@@ -170,10 +188,7 @@ class Decoder(nn.Module):
                 x = self._through(stack, end, x, pieces, places, state)
             else:
                 for index in range(stack.begin, end):
-                    layer = self.weights.layer(index)
-                    found = self._attention(index, layer.begin(x, cos, sin), pieces, state)
-                    # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
-                    x = layer.end(x, found, self.recompute)
+                    x = self._layer(index, x, cos, sin, pieces, state)
             if end - 1 == self.memory.listens:
                 self.memory.hear(x, positions, state)
         state.write("position", positions[:, -1] + 1)
@@ -213,6 +228,7 @@ class Decoder(nn.Module):
             if fold is not None:
                 worth = self.memory.worth(fold.state, fold.starts, fold.counted)
                 folding = native.Folding(fold, fold.rows, worth)
+            assert not isinstance(piece.folded, Tensor)
             kept = self.memory.kept(piece.folded)
             found.append(native.Places(piece.positions, piece.folded, kept, cos, sin, folding))
         return found
@@ -237,6 +253,15 @@ class Decoder(nn.Module):
             for index in range(stack.begin, end):
                 self._finish(index, pieces[number])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _layer(
+        self, index: int, x: Tensor, cos: Tensor, sin: Tensor, pieces: list[Piece], state: MemoryState
+    ) -> Tensor:
+        """x (B, T, D) through one layer. It may be overwritten."""
+        layer = self.weights.layer(index)
+        found = self._attention(index, layer.begin(x, cos, sin), pieces, state)
+        # Attention is kept when others are computed again: it writes into the state, and must not do so twice.
+        return layer.end(x, found, self.recompute)
 
     def _attention(
         self,

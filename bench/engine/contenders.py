@@ -49,9 +49,8 @@ class Ours:
         self._threads = threads
         self._dtype = dtype
         weights = torch.float32 if dtype == "float32" else torch.bfloat16
-        quantize: Precision | None = None
-        if dtype == "int8" or dtype == "int4":
-            quantize = dtype
+        precisions: tuple[Precision, ...] = ("int8", "int4")
+        quantize = next((name for name in precisions if name == dtype), None)
         [self._loaded] = load_offers([Offer(model, "slots")], dtype=weights, quantize=quantize).values()
         self._decoder = self._loaded.decoder
         self._state = self._decoder.empty_state()

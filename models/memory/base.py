@@ -136,6 +136,8 @@ class Memory(nn.Module, ABC):
     """How many tokens before a query its layer's keys are wanted of."""
     follows = False
     """Whether `finish` is to be called."""
+    still = False
+    """Whether `read` does the same whatever a session holds, so that a step can be recorded and played again (`Decoder.step`)."""
     listens: int | None = None
     """The layer whose output `hear` is to be given; the decoder then reads no more than W tokens at once."""
 

@@ -68,10 +68,10 @@ class Piece:
 
     begin: int
     end: int
-    positions: list[int]  # of the first token, by row
+    positions: list[int]  # of the first token, by row; of a piece of which nobody asked where it begins: none
     places: Tensor  # (B, t)
-    folded: list[int]  # tokens each row has evicted before this piece
-    finished: list[int]  # tokens each row has in complete segments before this piece
+    folded: list[int] | Tensor  # tokens each row has evicted before this piece
+    finished: list[int] | Tensor  # tokens each row has in complete segments before this piece
     finish: Finish | None
     fold: Fold | None
     seeing: Callable[[], Tensor]
@@ -129,6 +129,26 @@ class Ring:
             begin += count
         return pieces
 
+    def unasked(self, tokens: Tensor, state: MemoryState) -> Piece:
+        """One token (B, 1) each, none of which completes a segment, wherever the sessions stand: that stays on the device."""
+        config, position = self._config, state.read("position")[:, None]  # (B, 1)
+        places = position % config.ring
+        state.write_places("tokens", places, tokens.to(torch.int32))
+        finished = position // config.segment * config.segment
+        folded = (finished - config.window).clamp_min(0)[:, 0]
+        return Piece(
+            begin=0,
+            end=1,
+            positions=[],
+            places=config.sinks + places,
+            folded=folded,
+            finished=finished[:, 0],
+            finish=None,
+            fold=None,
+            seeing=partial(self._bias, position, folded),
+            trailing=partial(self._behind, position, 1) if self._looks_back else None,
+        )
+
     def _piece(self, starts: list[int], begin: int, tokens: Tensor, state: MemoryState) -> Piece:
         config, count = self._config, tokens.shape[1]
         bases = [config.evicted(start) for start in starts]
@@ -150,10 +170,11 @@ class Ring:
             trailing=partial(self._behind, start, count) if self._looks_back else None,
         )
 
-    def _bias(self, query: Tensor, bases: list[int]) -> Tensor:
+    def _bias(self, query: Tensor, bases: list[int] | Tensor) -> Tensor:
         """What queries at these positions (B, t) see of the ring, whose rows have evicted so many tokens."""
         config, device = self._config, query.device
-        base = torch.tensor(bases, device=device)[:, None, None]  # (B, 1, 1)
+        evicted = bases if isinstance(bases, Tensor) else torch.tensor(bases, device=device)
+        base = evicted[:, None, None]  # (B, 1, 1)
         last = query[:, -1:]
         held = last - (last - torch.arange(config.ring, device=device)) % config.ring  # (B, W + S) positions
         held = held[:, None, :]

@@ -69,6 +69,7 @@ class Slots(Memory):
     """See the top of this file."""
 
     config: SlotsConfig
+    still = True
 
     def __init__(self, model: ModelConfig, config: SlotsConfig, dtype: torch.dtype) -> None:
         super().__init__(config)
@@ -143,10 +144,14 @@ class Slots(Memory):
         """The filled slots of the layer's retrieval heads; they are filled from the front."""
         if layer not in self._heads:
             return None
-        filled = self.kept(asked.folded)
-        if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
-            return None
-        heads, used = self._range[layer], slice(0, max(filled))
+        if isinstance(asked.folded, Tensor):
+            filled, used, alike = None, slice(None), False
+        else:
+            filled = self.kept(asked.folded)
+            if not any(filled):  # only sinks were evicted so far; the fused kernel must not see zero keys
+                return None
+            used, alike = slice(0, max(filled)), min(filled) == max(filled)
+        heads = self._range[layer]
         query, offset, slope, age = None, None, None, None
         if self.look is not None:
             if native.suits_look(asked, self.look):
@@ -155,8 +160,7 @@ class Slots(Memory):
                 assert asked.recent is not None
                 before = asked.recent().of(self._heads[layer]).before(TRAIL)
                 query, offset, slope = self.look(asked.far[:, self._heads[layer]], before, heads)
-            age = self._ages(filled, query.device)
-        alike = min(filled) == max(filled)
+            age = self._unasked_ages(asked.folded) if filled is None else self._ages(filled, query.device)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(
             heads=self._heads[layer],
@@ -194,6 +198,13 @@ class Slots(Memory):
     def kept(self, folded: Sequence[int]) -> list[int]:
         """Slots in use: of all heads equally many."""
         return [min(self.config.slots, max(0, count - self.config.sinks)) for count in folded]
+
+    def _unasked_ages(self, folded: Sequence[int] | Tensor) -> Tensor:
+        """`_ages` of all slots, without waiting for the device."""
+        assert isinstance(folded, Tensor)
+        count = (folded - self.config.sinks).clamp(0, self.config.slots)[:, None].to(self._wide)
+        place = torch.arange(1, self.config.slots + 1, device=folded.device)
+        return (count - place) / count.clamp_min(1)
 
     def _ages(self, filled: list[int], device: torch.device) -> Tensor:
         """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""

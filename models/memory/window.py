@@ -13,6 +13,8 @@ from models.state import MemoryState, Spec
 class Window(Memory):
     """The baseline every memory is measured against, and the base model itself until the first fold."""
 
+    still = True
+
     def __init__(self, model: ModelConfig, config: MemoryConfig, dtype: torch.dtype) -> None:
         super().__init__(config)
 

@@ -16,6 +16,7 @@ from models.codec import check_values, decode_state, encode_state
 from models.errors import StateError
 from models.load import LoadedModel
 from models.passage import Lifted, Passage
+from models.recorded import RecordedSteps
 from models.sampling import Sample as Sample
 from models.sampling import Sampler, Sampling
 from models.state import MemoryState, spec_nbytes
@@ -111,6 +112,7 @@ class Runner:
     def __init__(self, pair: Pair, model: LoadedModel, device: torch.device, rows: int) -> None:
         self._model, self._device, self._rows = model, device, rows
         self._passage = Passage(device)
+        self._recorded: RecordedSteps | None = None
         self._laid_out: MemoryState | None = None
         self.reader = TextReader(model.tokenizer)
         self.offered = Offered(
@@ -125,8 +127,11 @@ class Runner:
     @property
     def _slab(self) -> MemoryState:
         if self._laid_out is None:
+            recorded = self._device.type == "cuda" and self._model.decoder.memory.still
             with torch.inference_mode():
-                self._laid_out = self._model.decoder.empty_state(self._rows)
+                self._laid_out = self._model.decoder.empty_state(self._rows + recorded)
+            if recorded:
+                self._recorded = RecordedSteps(self._model.decoder, self._laid_out, spare=self._rows)
         return self._laid_out
 
     def voice(self, params: SamplingParams) -> Voice:
@@ -156,7 +161,10 @@ class Runner:
 
     def _take(self, feeds: Sequence[Feed], begin: int, end: int) -> Mapping[str, Sample]:
         """Tokens `begin` to `end` of all of them, and what is sampled behind the last one of some."""
-        decoder, state = self._model.decoder, self._slab.select([feed.row for feed in feeds])
+        rows = [feed.row for feed in feeds]
+        decoder, state = self._model.decoder, self._slab.select(rows)
+        if self._recorded is not None and end == 1 and self._recorded.suits(state.positions):
+            return self._sample(feeds, self._recorded.step([feed.tokens[0] for feed in feeds], rows))
         tokens = torch.tensor([list(feed.tokens[begin:end]) for feed in feeds], device=self._device)
         ahead = min(len(feed.tokens) - end + feed.ahead for feed in feeds)
         if ahead:
