@@ -15,6 +15,14 @@ from models import native
 from models.layers import rotate, wide
 
 
+def of_heads(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Some heads of x (B, heads, …): a view where they are neighbours. No index goes to the device."""
+    first, count = heads[0], len(heads)
+    if list(heads) == list(range(first, first + count)):
+        return x.narrow(1, first, count)
+    return torch.stack([x[:, head] for head in heads], dim=1)
+
+
 @dataclass(frozen=True)
 class Before:
     """For each of n tokens, the keys of those before it, oldest first and without rotation: (B, r, n, d, count) wide.
@@ -35,7 +43,7 @@ class Recent:
 
     def of(self, heads: list[int]) -> Recent:
         """Those of some key/value heads."""
-        return Recent(self.keys[:, heads], self.known)
+        return Recent(of_heads(self.keys, heads), self.known)
 
     def before(self, count: int) -> Before:
         """What so many tokens before each say, of all but the first `count`."""

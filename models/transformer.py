@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import native
-from models.attention import Asked, Beside, attend, attend_beside, attend_jointly
+from models.attention import Asked, Far, attend, attend_beside, attend_jointly, of_heads
 from models.config import ModelConfig, fingerprint
 from models.layers import Head, Layer, Projected, Rotary, wide
 from models.lora import AttentionLora
@@ -316,18 +316,19 @@ class Decoder(nn.Module):
         if found is None:
             return attend(asked.near, keys, values, piece.bias)
         chosen = found.heads
-        if isinstance(found, Beside):
-            joined = attend_beside(asked.near[:, chosen], keys[:, chosen], values[:, chosen], piece.bias, found)
-        else:
-            far_query = asked.far[:, chosen] if found.query is None else found.query
+        if isinstance(found, Far):
+            far_query = of_heads(asked.far, chosen) if found.query is None else found.query
             if native.suits_jointly(asked.near, keys, values, far_query, found):
                 return native.attend_jointly(asked.near, keys, values, piece.bias, far_query, found)
-            near_keys, near_values = keys[:, chosen], values[:, chosen]
-            joined = attend_jointly(asked.near[:, chosen], near_keys, near_values, piece.bias, far_query, found)
+        near, near_keys, near_values = (of_heads(x, chosen) for x in (asked.near, keys, values))
+        if isinstance(found, Far):
+            joined = attend_jointly(near, near_keys, near_values, piece.bias, far_query, found)
+        else:
+            joined = attend_beside(near, near_keys, near_values, piece.bias, found)
         others = [head for head in range(kv_heads) if head not in chosen]
         if not others:
             return joined
-        out = torch.empty_like(asked.near)
-        out[:, others] = attend(asked.near[:, others], keys[:, others], values[:, others], piece.bias)
-        out[:, chosen] = joined
-        return out
+        near, near_keys, near_values = (of_heads(x, others) for x in (asked.near, keys, values))
+        parts = dict(zip(others, attend(near, near_keys, near_values, piece.bias).unbind(1), strict=True))
+        parts |= zip(chosen, joined.unbind(1), strict=True)
+        return torch.stack([parts[head] for head in range(kv_heads)], dim=1)

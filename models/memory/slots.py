@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models import native
-from models.attention import Asked, Before, Beside, Far, Grid, Recent, pack_codes
+from models.attention import Asked, Before, Beside, Far, Grid, Recent, of_heads, pack_codes
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
@@ -159,7 +159,7 @@ class Slots(Memory):
             else:
                 assert asked.recent is not None
                 before = asked.recent().of(self._heads[layer]).before(TRAIL)
-                query, offset, slope = self.look(asked.far[:, self._heads[layer]], before, heads)
+                query, offset, slope = self.look(of_heads(asked.far, self._heads[layer]), before, heads)
             age = self._unasked_ages(asked.folded) if filled is None else self._ages(filled, query.device)
         keys, values = state.read("slot_keys", heads, used), state.read("slot_values", heads, used)
         return Far(

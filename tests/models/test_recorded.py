@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import native
 from models.recorded import SIZES, RecordedSteps
@@ -72,6 +75,40 @@ def test_nothing_in_a_step_waits_for_the_device(
         assert model.step(tokens, slab.at(rows)).shape == (2, model.config.vocab_size)
         with pytest.raises(DataDependentOutputException):
             int(slab.read("position")[0])
+
+
+class Sent(TorchDispatchMode):
+    """Notes operations that take an index, or anything else, from the host: such a copy cannot be recorded."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known, self.found = {id(tensor): tensor for tensor in known}, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and func.name().startswith(("aten::lift_fresh", "aten::scalar_tensor")):
+            self.found.append(func.name())
+        if func.name().startswith("aten::index"):
+            self.found += [str(func) for index in args[1] if index is not None and id(index) not in self.known]
+        found = func(*args, **(kwargs or {}))
+        self.known |= {id(one): one for one in (found if isinstance(found, list | tuple) else [found])}
+        return found
+
+
+@each(STILL)
+@torch.inference_mode()
+def test_nothing_in_a_step_is_sent_to_the_device(
+    row: Row, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "suits_hear", lambda *_: False)
+    model = decoder(checkpoint, row)
+    rows, tokens = torch.tensor([2, 0]), torch.zeros((2, 1), dtype=torch.int64)
+    slab = model.empty_state(4)
+    with Sent([rows]) as sent:
+        model.step(tokens, slab.at(rows))
+        assert sent.found == []
+        tokens[:, [0]]
+        torch.tensor([1])
+    assert len(sent.found) == 2
 
 
 def test_the_next_larger_recording_is_played(checkpoint: Checkpoint) -> None:

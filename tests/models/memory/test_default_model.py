@@ -79,7 +79,9 @@ def test_every_memory_reads_beyond_its_ring_without_losing_the_language(
     window, _ = losses(over(checkpoint, weights, "window", {}), text)
     ours, _ = losses(over(checkpoint, weights, memory, {}), text)
     near = over(checkpoint, weights, memory, {}).decoder.memory.config.ring
-    assert torch.allclose(ours[:near], window[:near], atol=0.2)
+    # Other memories cut the text elsewhere, and bfloat16 rounds otherwise then: a single token of a thousand may move by .2.
+    assert (ours - window)[:near].abs().mean() < 0.04
+    assert torch.allclose(ours[:near], window[:near], atol=0.3)
     worse = float(ours[768:].mean() - window[768:].mean())
     # A model that was trained with its first tokens in sight misses them: that is what sinks are for.
     assert worse < (3.0 if memory == "transformer_xl" else 0.2)
