@@ -146,12 +146,15 @@ NATIVE void round_normed(const float* x, const float* weight, float eps, Rounded
 template <int R>
 NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes, __m512 (&sums)[R][2]) {
   const int8_t* first = x.codes.data() + row * x.inputs;
+  const int64_t next = row == 0 ? kPanel * x.inputs : 0;  // the first rows fetch the next panel for all
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
   for (int64_t group = 0; group < x.groups; ++group, first += kGroup) {
     __m512i products[R][2];
     for (int r = 0; r < R; ++r) products[r][0] = products[r][1] = _mm512_set1_epi32(x.shift[(row + r) * x.groups + group]);
     for (int k = 0; k < kGroup; k += 4, codes += 4 * kPanel) {
       const __m512i left = _mm512_loadu_si512(codes), right = _mm512_loadu_si512(codes + 64);
+      _mm_prefetch((const char*)codes + next, _MM_HINT_T1);
+      _mm_prefetch((const char*)codes + next + 64, _MM_HINT_T1);
       for (int r = 0; r < R; ++r) {
         int32_t four;
         std::memcpy(&four, first + r * x.inputs + k, sizeof four);
@@ -172,6 +175,7 @@ NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes,
 template <int R>
 NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes, const uint16_t* grid, __m512 (&sums)[R][2]) {
   const int8_t* first = x.codes.data() + row * x.inputs;
+  const int64_t next = row == 0 ? kPanel * x.inputs / 2 : 0;
   const __m512i low = _mm512_set1_epi8(15);
   for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
   for (int64_t group = 0; group < x.groups; ++group) {
@@ -182,6 +186,7 @@ NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes,
       for (int r = 0; r < R; ++r) products[r][0] = products[r][1] = _mm512_setzero_si512();
       for (int k = 0; k < kNibbles; k += 4, codes += 2 * kPanel) {
         const __m512i both = _mm512_loadu_si512(codes);
+        _mm_prefetch((const char*)codes + next, _MM_HINT_T1);
         const __m512i left = _mm512_and_si512(both, low), right = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
         for (int r = 0; r < R; ++r) {
           int32_t four;
