@@ -24,7 +24,7 @@ from models.lora import AttentionLora
 from models.transformer import Decoder
 
 FORMAT = "palimpsest-adapter-1"
-_LOCAL = {"window", "segment", "sinks", "slots", "slot_dtype", "ridge", "reach"}
+_LOCAL = {"window", "segment", "sinks", "slots", "slot_dtype", "ridge", "reach", "ends"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
 _CAPACITY = {"entries", "top_k"}
 """Settings that are as the adapter was taught unless something else is asked for: nothing learned depends on them."""

@@ -153,6 +153,8 @@ def memory_config(
         chosen = adapter_options(adapter, memory, checkpoint.fingerprint) | chosen
     if "heads" in known and "heads" not in chosen:
         chosen["heads"] = read_heads(checkpoint.fingerprint, calibration)
+    if "ends" in known and "ends" not in chosen:
+        chosen["ends"] = Tokenizer.of(checkpoint.tokenizer).sentence_ends
     if "layers" in known and "layers" not in chosen:
         chosen["layers"] = read_layers(checkpoint.fingerprint, calibration)
     try:

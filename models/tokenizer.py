@@ -27,6 +27,7 @@ _WELL_KNOWN_ENDS = (
     "</s>",
 )
 """Special tokens that end a turn or a text in every model that has them, whether its files say so or not."""
+_ENDS = ".!?\n。！？"
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,12 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes a token stands for, maybe part of a character. Special and unused ids have none."""
         return b"" if self._special.text_of(token_id) is not None else self._bytes.of(token_id)
+
+    @property
+    def sentence_ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a sentence, a line or a turn: special ones, and those with a full stop or the like in them."""
+        texts = ((token, self.token_bytes(token).decode("utf-8", "replace")) for token in range(self.vocab_size))
+        return tuple(token for token, text in texts if not text or any(end in text for end in _ENDS))
 
     def _require_chat(self) -> ChatTemplate:
         if self._chat is None:

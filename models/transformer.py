@@ -91,7 +91,14 @@ class Decoder(nn.Module):
         self.recompute = False
         """Whether a backward pass computes the feed-forward networks again instead of keeping what they went through."""
         self._ring = Ring(
-            self.config, memory.config, weights.rotary, self.dtype, memory.lookahead, memory.follows, memory.looks_back
+            self.config,
+            memory.config,
+            weights.rotary,
+            self.dtype,
+            memory.lookahead,
+            memory.follows,
+            memory.looks_back,
+            memory.beginnings,
         )
         far = torch.tensor([[memory.config.window]], device=self.device)
         self._far_cos, self._far_sin = weights.rotary.table(far)

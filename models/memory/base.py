@@ -15,6 +15,7 @@ from models.attention import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer
+from models.memory.beginnings import Beginnings
 from models.native import Kept
 from models.state import MemoryState, Spec
 
@@ -70,6 +71,8 @@ class Evicted:
     """(B, S) bool: False for the sinks, which stay in sight and must not be counted twice."""
     queries: Tensor | None = None
     """(B, K, G, t, d), without rotation, of the call that completed the segment: for losses while training, else None."""
+    said: Tensor | None = None
+    """(B, S) int32: what each stands behind in its sentence, for a memory with `beginnings`."""
     left: Left | None = None
     """Where they lie, in a state that is written in place."""
 
@@ -136,6 +139,8 @@ class Memory(nn.Module, ABC):
     """How many tokens before a query its layer's keys are wanted of."""
     follows = False
     """Whether `finish` is to be called."""
+    beginnings: Beginnings | None = None
+    """How sentences that begin alike are known, if that is wanted."""
     still = False
     """Whether `read` does the same whatever a session holds, so that a step can be recorded and played again (`Decoder.step`)."""
     listens: int | None = None

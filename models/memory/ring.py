@@ -20,6 +20,7 @@ from models.attention import Around, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.base import Evicted, Finished, Left
+from models.memory.beginnings import Beginnings
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -36,6 +37,7 @@ class Fold:
     sink_sin: Tensor  # (B, 1, sinks, d/2) of the sinks' new positions
     first: list[int]  # rows (of this fold) that evict their very first segment
     tokens: Tensor  # (B, S)
+    said: Tensor | None  # (B, S)
     starts: Tensor  # (B,)
     counted: Tensor  # (B, S)
 
@@ -100,21 +102,27 @@ class Ring:
         lookahead: int,
         follows: bool,
         looks_back: int = 0,
+        beginnings: Beginnings | None = None,
     ) -> None:
         self._model, self._config, self._rotary, self._dtype = model, config, rotary, dtype
         self._lookahead, self._follows, self._looks_back = lookahead, follows, looks_back
+        self._beginnings = beginnings
 
     def spec(self) -> Spec:
         """Keys and values of ring and sinks, the ring's token ids, and the session's position."""
         model, config = self._model, self._config
         entries = (model.num_layers, model.num_kv_heads, config.sinks + config.ring, model.head_dim)
         sinks = (model.num_layers, model.num_kv_heads, config.sinks, model.head_dim)
+        said: Spec = {}
+        if self._beginnings is not None:
+            said = {"said": TensorSpec((config.ring,), torch.int32), **self._beginnings.spec()}
         return {
             "position": TensorSpec((), torch.int64),
             "tokens": TensorSpec((config.ring,), torch.int32),
             "ring_keys": TensorSpec(entries, self._dtype),
             "ring_values": TensorSpec(entries, self._dtype),
             "sink_keys": TensorSpec(sinks, self._dtype),
+            **said,
         }
 
     def plan(self, tokens: Tensor, state: MemoryState) -> list[Piece]:
@@ -133,7 +141,7 @@ class Ring:
         """One token (B, 1) each, none of which completes a segment, wherever the sessions stand: that stays on the device."""
         config, position = self._config, state.read("position")[:, None]  # (B, 1)
         places = position % config.ring
-        state.write_places("tokens", places, tokens.to(torch.int32))
+        self._note(places, tokens, state)
         finished = position // config.segment * config.segment
         folded = (finished - config.window).clamp_min(0)[:, 0]
         return Piece(
@@ -155,7 +163,7 @@ class Ring:
         start = torch.tensor(starts, device=tokens.device)[:, None]  # (B, 1)
         query = start + torch.arange(count, device=tokens.device)  # (B, t)
         places = query % config.ring
-        state.write_places("tokens", places, tokens.to(torch.int32))
+        self._note(places, tokens, state)
         ends = [begun + count for begun in starts]
         return Piece(
             begin=begin,
@@ -169,6 +177,12 @@ class Ring:
             seeing=partial(self._bias, query, bases),
             trailing=partial(self._behind, start, count) if self._looks_back else None,
         )
+
+    def _note(self, places: Tensor, tokens: Tensor, state: MemoryState) -> None:
+        """Enter token ids (B, t) at their places, and what they stand behind."""
+        state.write_places("tokens", places, tokens.to(torch.int32))
+        if self._beginnings is not None:
+            state.write_places("said", places, self._beginnings.read(tokens, state))
 
     def _bias(self, query: Tensor, bases: list[int] | Tensor) -> Tensor:
         """What queries at these positions (B, t) see of the ring, whose rows have evicted so many tokens."""
@@ -261,6 +275,7 @@ class Ring:
             sink_sin=sink_sin,
             first=[row for row, begin in enumerate(begins) if begin == 0],
             tokens=folding.read_places("tokens", places[:, : config.segment]),
+            said=None if self._beginnings is None else folding.read_places("said", places[:, : config.segment]),
             starts=starts,
             counted=positions[:, : config.segment] >= config.sinks,
         )
@@ -273,7 +288,9 @@ class Ring:
             (keys, rows), (values, _) = state.located("ring_keys"), state.located("ring_values")
             left = Left(keys, values, rows, fold.places, fold.cos, fold.sin)
         take = partial(self._evicted, layer, fold)
-        return Evicted(take=take, tokens=fold.tokens, starts=fold.starts, counted=fold.counted, left=left)
+        return Evicted(
+            take=take, tokens=fold.tokens, starts=fold.starts, counted=fold.counted, said=fold.said, left=left
+        )
 
     def _evicted(self, layer: int, fold: Fold) -> tuple[Tensor, Tensor]:
         rotated = fold.state.read_at("ring_keys", layer, fold.places)

@@ -20,9 +20,13 @@ from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayerReport, Mechanism, Memory, Report
+from models.memory.beginnings import Beginnings
 from models.memory.importance import Importance, Learned, Leverage
 from models.memory.look import TRAIL, Look
 from models.state import MemoryState, Spec, TensorSpec
+
+WORTHLESS = -1e30
+"""The score of what was said anew: it is the first to be overwritten, and until there is need it stays."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +34,20 @@ class SlotsConfig(MemoryConfig):
     """`heads` are (layer, key/value head) pairs that keep slots, as calibration found them; `slots` is C, for each.
 
     `importance` is how they choose what stays. `learned` needs an adapter, and `listens` is the layer whose output it foretells
-    from. For `leverage`, `ridge` keeps the covariance invertible, and `reach` neighbours on each side lend a token theirs.
+    from. For `leverage`, `ridge` keeps the covariance invertible, and `reach` neighbours on each side lend a token theirs. Where
+    tokens that end sentences are named (`ends`), what is said behind a sentence's beginning replaces what was said behind the same.
     """
 
     window: int = 384
     segment: int = 128
     heads: tuple[tuple[int, int], ...] = ()
-    slots: int = 1984
+    slots: int = 1944
     slot_dtype: Literal["bf16", "int8", "int4", "same"] = "int8"
     importance: Literal["leverage", "learned"] = "leverage"
     listens: int = 0
     ridge: float = 1e-2
     reach: int = 6
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +107,9 @@ class Slots(Memory):
             self.look = None
             self.importance = Leverage(config, len(heads), self._size, self._wide, config.ridge, config.reach)
         self.lookahead = self.importance.lookahead
+        if not all(0 <= token < model.vocab_size for token in config.ends):
+            raise ConfigError(f"ends must be token ids below {model.vocab_size}")
+        self.beginnings = Beginnings(config.ends, model.vocab_size) if config.ends else None
 
     def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
         """What the importance is foretold from."""
@@ -121,6 +130,8 @@ class Slots(Memory):
             "slot_token": TensorSpec((count, slots), torch.int32),
             **self.importance.spec(),
         }
+        if self.beginnings is not None:
+            spec["slot_said"] = TensorSpec((count, slots), torch.int32)
         if self.look is not None:
             spec["slot_trail"] = TensorSpec((count, TRAIL, size), self._wide)
         if self._quantized:
@@ -193,6 +204,7 @@ class Slots(Memory):
             value_grid="value_grid" if packed else None,
             look=self.look,
             trail=None if self.look is None else "slot_trail",
+            said=None if self.beginnings is None else "slot_said",
         )
 
     def kept(self, folded: Sequence[int]) -> list[int]:
@@ -231,6 +243,11 @@ class Slots(Memory):
             return
         keys = evicted.keys[:, self._heads[layer]]  # (B, r, S + reach, d)
         kept_score = torch.cat((state.read("slot_score", heads), score), dim=-1)  # (B, r, C + S)
+        if self.beginnings is not None:
+            assert evicted.said is not None
+            said = evicted.said[:, None].expand(-1, score.shape[1], -1)
+            again = self.beginnings.again(state.read("slot_said", heads), said, score > -torch.inf)
+            kept_score = kept_score.masked_fill(torch.cat(again, dim=-1) & (kept_score > -torch.inf), WORTHLESS)
         # Neighbours share the maximum of their scores, so ties are common: the older token stays.
         chosen = kept_score.sort(dim=-1, descending=True, stable=True).indices[..., : self.config.slots]
         # Slots keep the order of the text, empty ones last: the state is then a function of the tokens alone.
@@ -247,7 +264,7 @@ class Slots(Memory):
             keys = self._on_grid("key_grid", heads, state, evicted, keys)
             values = self._on_grid("value_grid", heads, state, evicted, values)
         added = {
-            "slot_score": score,
+            "slot_score": kept_score[..., -length:],
             "slot_position": position[:, None].expand_as(score),
             "slot_token": evicted.tokens[:, None].expand_as(score),
             **self._stored("slot_key", keys),
@@ -255,6 +272,9 @@ class Slots(Memory):
         }
         if self.look is not None:
             added |= self._also_kept(before)
+        if self.beginnings is not None:
+            added["slot_said"] = said
+        state.write("slot_score", kept_score[..., :-length], heads)
         for name, new in added.items():
             both = torch.cat((state.read(name, heads), new), dim=2)
             words = _in_words(both)

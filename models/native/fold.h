@@ -33,14 +33,18 @@ struct Fold {
   Lying last;                                  // (sessions, r, trails, d) float32: the last keys of the segment before
   int64_t trails;
   const float *trail, *centre;                 // (r, trails, d), (r, d)
+  // What each token stands behind, 0 for nothing: of the slots (sessions, r, slots), and of the new ones (B, S); null where nobody asks.
+  Lying said;
+  const int32_t* new_said;
 };
 
 namespace {
 
 // Rooms for one thread.
 struct Bench {
-  std::vector<float> raw, kept, scores;
+  std::vector<float> raw, kept, scores, worth;
   std::vector<int64_t> gone;
+  std::vector<int32_t> newest;
 };
 
 inline char* at(const Lying& lying, int64_t session, int64_t head) { return const_cast<char*>(lying.of(session, head)); }
@@ -67,6 +71,30 @@ inline void choose(const float* old_scores, int64_t old, const float* scores, in
   }
   bench.gone.insert(bench.gone.end(), equal.end() - excess, equal.end());
   std::sort(bench.gone.begin(), bench.gone.end());
+}
+
+constexpr float kWorthless = -1e30f;  // WORTHLESS in models/memory/slots.py
+
+// Whoever is followed by a newer token behind the same words is worth nothing from now on.
+inline void forget_old(const int32_t* old_said, float* old_scores, int64_t old, const int32_t* said, float* scores, int64_t length,
+                       std::vector<int32_t>& newest) {
+  size_t room = 1;
+  while (room < 2 * (size_t)length) room *= 2;
+  newest.assign(room, 0);  // an open table of what the new ones stand behind
+  const auto known = [&](int32_t what) -> int32_t& {
+    size_t place = ((uint32_t)what * 2654435761u >> 7) & (room - 1);
+    while (newest[place] != 0 && newest[place] != what) place = (place + 1) & (room - 1);
+    return newest[place];
+  };
+  for (int64_t n = length - 1; n >= 0; --n) {
+    if (said[n] == 0 || !(scores[n] > -std::numeric_limits<float>::infinity())) continue;
+    int32_t& newer = known(said[n]);
+    if (newer == said[n]) scores[n] = kWorthless;
+    newer = said[n];
+  }
+  for (int64_t n = 0; n < old; ++n) {
+    if (old_said[n] != 0 && known(old_said[n]) == old_said[n]) old_scores[n] = kWorthless;
+  }
 }
 
 // Close the gaps that the old ones among `gone` leave.
@@ -177,11 +205,18 @@ inline void fold(const Fold& job, int64_t b, int64_t r, Bench& bench) {
   float* old_scores = (float*)at(job.score, session, r);
   int64_t old = 0;  // slots in use: they are filled from the front
   while (old < job.slots && !(old_scores[old] == -std::numeric_limits<float>::infinity())) ++old;
+  int32_t* said = (int32_t*)at(job.said, session, r);
+  if (said != nullptr) {
+    bench.worth.assign(scores, scores + length);
+    forget_old(said, old_scores, old, job.new_said + b * length, bench.worth.data(), length, bench.newest);
+    scores = bench.worth.data();
+  }
   choose(old_scores, old, scores, length, job.slots, bench);
   const int64_t code_bytes = job.kind == kBfloat16 ? 2 * size : job.kind == kInt8 ? size : size / 2;
   close_gaps((char*)old_scores, 4, old, bench.gone);
   close_gaps(at(job.position, session, r), 4, old, bench.gone);
   close_gaps(at(job.token, session, r), 4, old, bench.gone);
+  if (said != nullptr) close_gaps((char*)said, 4, old, bench.gone);
   for (const Stored* stored : {&job.far_keys, &job.far_values}) {
     close_gaps(at(stored->codes, session, r), code_bytes, old, bench.gone);
     if (job.kind != kBfloat16) close_gaps(at(stored->scale, session, r), stored->narrow ? 2 : 4, old, bench.gone);
@@ -199,6 +234,7 @@ inline void fold(const Fold& job, int64_t b, int64_t r, Bench& bench) {
     old_scores[slot] = scores[n];
     position[slot] = (int32_t)(job.starts[b] + n);
     token[slot] = job.tokens[b * length + n];
+    if (said != nullptr) said[slot] = job.new_said[b * length + n];
   });
   for (const Stored* stored : {&job.far_keys, &job.far_values}) {
     if (stored == &job.far_keys) lay_out_keys(job, b, r, session, bench);

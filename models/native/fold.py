@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.native.attention import available
 from models.native.compiled import library
-from models.native.joint import KINDS, SIZES, Lying, Stored
+from models.native.joint import KINDS, SIZES, Lying, Stored, pointer
 from models.native.stack import Kept, stored
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class _Fold(ctypes.Structure):
         *((name, Lying) for name in ("score", "position", "token", "last")),
         ("trails", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("trail", "centre")),
+        ("said", Lying),
+        ("new_said", ctypes.c_void_p),
     )
 
 
@@ -98,4 +100,6 @@ def fold(kept: Kept, layer: int, state: MemoryState, evicted: Evicted, scores: T
         0 if look is None else look.key_trail.shape[1],
         *((None, None) if trailing is None else (tensor.data_ptr() for tensor in trailing)),
     )
+    if kept.said is not None:
+        job.said, job.new_said = lying(kept.said), pointer(evicted.said, held)
     library().palimpsest_fold(ctypes.byref(job), torch.get_num_threads())

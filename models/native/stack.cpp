@@ -41,7 +41,7 @@ struct Leaving {
   const int64_t* places;     // (F, S)
   const float *cos, *sin;    // (F, S, size / 2)
   const float* scores;       // (F, R, S), of all heads that keep something
-  const int32_t* tokens;     // (F, S)
+  const int32_t *tokens, *said;  // (F, S)
   const int64_t* starts;     // (F,)
   const uint8_t* first;      // (F,)
   const float *sink_cos, *sink_sin;  // (F, sinks, size / 2)
@@ -68,7 +68,7 @@ struct Step {
   Stored far_keys, far_values;
   const int64_t* far_counts;  // (B,)
   int64_t slots, far_total;   // of a head; R
-  Lying score, position, token, last;
+  Lying score, position, token, said, last;
   char* sink_keys;            // (sessions, layers, K, sinks, size) bfloat16, of session 0 in the first of the layers; strides in bytes
   int64_t sink_session_stride, sink_layer_stride, sink_head_stride;
   Leaving leaving;
@@ -219,6 +219,7 @@ Fold fold_of(const Step& step, int64_t index) {
   fold.slots = step.slots, fold.size = step.size, fold.sinks = step.sinks, fold.kind = step.kind;
   fold.far_keys = of_heads(step.far_keys, layer.first), fold.far_values = of_heads(step.far_values, layer.first);
   fold.score = of_layer(step.score), fold.position = of_layer(step.position), fold.token = of_layer(step.token);
+  if (step.said.data != nullptr) fold.said = of_layer(step.said), fold.new_said = leaving.said;
   if (layer.key_trail == nullptr) return fold;
   fold.last = of_layer(step.last), fold.trails = step.trails, fold.trail = layer.key_trail, fold.centre = layer.centre;
   return fold;

@@ -38,7 +38,7 @@ class _Leaving(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("sessions", "places", "cos", "sin", "scores"),
-                *("tokens", "starts", "first", "sink_cos", "sink_sin"),
+                *("tokens", "said", "starts", "first", "sink_cos", "sink_sin"),
             )
         ),
         ("length", ctypes.c_int64),
@@ -61,7 +61,7 @@ class _Step(ctypes.Structure):
         ("far_values", Stored),
         ("far_counts", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("slots", "far_total")),
-        *((name, Lying) for name in ("score", "position", "token", "last")),
+        *((name, Lying) for name in ("score", "position", "token", "said", "last")),
         ("sink_keys", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("sink_session_stride", "sink_layer_stride", "sink_head_stride")),
         ("leaving", _Leaving),
@@ -76,6 +76,7 @@ class Kept:
     so on what they are multiplied with, (B, R, C), and `key_grid` what they lie on, (B, R, 2, d); `score`, `position` and `token`,
     (B, R, C), say what each is worth, and of which token. Keys carry no rotation, and are seen from distance W, from the front
     on, in the order of the text. How they are asked for may be learned (`look`); then `trail` are the last keys that were evicted.
+    `said`, (B, R, C), is what each stands behind in its sentence, where that matters.
     """
 
     parts: Mapping[int, tuple[Sequence[int], slice]]
@@ -90,6 +91,7 @@ class Kept:
     value_grid: str | None = None
     look: Look | None = None
     trail: str | None = None
+    said: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ class Stack:
             job.score, job.position, job.token = (
                 Lying.of(state.located(name)[0]) for name in (kept.score, kept.position, kept.token)
             )
+            job.said = Lying() if kept.said is None else Lying.of(state.located(kept.said)[0])
             job.last = Lying() if kept.trail is None else Lying.of(state.located(kept.trail)[0])
         if places.folding is not None:
             job.leaving = _leaving(places.folding, rows, held)
@@ -247,7 +250,7 @@ def _leaving(folding: Folding, rows: Tensor | None, held: list[object]) -> _Leav
         pointer(chosen if rows is None else rows[chosen], held),
         *(pointer(x, held) for x in (fold.places[:, :length], fold.cos[:, :, :length], fold.sin[:, :, :length])),
         pointer(folding.worth, held),
-        *(pointer(x, held) for x in (fold.tokens, fold.starts)),
+        *(pointer(x, held) for x in (fold.tokens, fold.said, fold.starts)),
         ctypes.addressof(first),
         *(pointer(x, held) for x in (fold.sink_cos, fold.sink_sin)),
         length,

@@ -78,6 +78,11 @@ ROWS: Mapping[str, Row] = {
     "slots of four bits that foretell, a segment of sinks": Row(
         slots_config(importance="learned", listens=3, slot_dtype="int4", sinks=16), SlotsReference, differentiable=False
     ),
+    "slots of what was said last": Row(
+        slots_config(importance="learned", listens=2, ends=tuple(range(0, 256, 6))),
+        SlotsReference,
+        differentiable=False,
+    ),
     "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
     "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),

@@ -36,10 +36,15 @@ def test_it_is_small_and_says_how_it_was_made(path: Path) -> None:
     assert path.stat().st_size <= LIMIT
     with safe_open(path, framework="pt") as file:
         stages = json.loads(file.metadata()["made"])["stages"]
+    mixed = [
+        stage for stage in stages if stage["command"].startswith("palimpsest-server mix ")
+    ]  # nothing is drawn in it
+    taught = [stage for stage in stages if stage not in mixed]
+    assert taught
     assert all(
-        stage["command"].startswith(("palimpsest-server adapt ", "palimpsest-server calibrate ")) for stage in stages
+        stage["command"].startswith(("palimpsest-server adapt ", "palimpsest-server calibrate ")) for stage in taught
     )
-    assert all(stage["seconds"] > 0 and "seed" in stage for stage in stages)
+    assert all(stage["seconds"] > 0 and "seed" in stage for stage in taught)
     curve = path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()
     assert "step" in curve[0].split(",")
     assert len(curve) > 10

@@ -103,7 +103,7 @@ def test_nothing_in_a_step_is_sent_to_the_device(
     model = decoder(checkpoint, row)
     rows, tokens = torch.tensor([2, 0]), torch.zeros((2, 1), dtype=torch.int64)
     slab = model.empty_state(4)
-    with Sent([rows]) as sent:
+    with Sent([rows, tokens]) as sent:
         model.step(tokens, slab.at(rows))
         assert sent.found == []
         tokens[:, [0]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from models import native
 from models.layers import Rotary, rotate
 from models.memory.base import Evicted, Left
-from models.memory.slots import Slots
+from models.memory.slots import WORTHLESS, Slots
 from models.state import MemoryState
 from tests.models.native import test_dense
 from tests.models.native.test_attention import capable
@@ -66,9 +66,11 @@ class Texts:
             values = [self.values[row, layer, :, at[:SEGMENT]] for row, at in zip(rows, places, strict=True)]
             return rotate(keys.float(), cos, -sin), torch.stack(values)
 
+        drawn = torch.randint(0, 60, (len(rows), SEGMENT), generator=self.generator)
         return Evicted(
             take=lambda: take(1),
             tokens=positions[:, :SEGMENT].to(torch.int32) + 1000,
+            said=(drawn * 2_654_435_761 % 2**31 * (drawn > 5)).to(torch.int32),  # a few behind nothing
             starts=begin,
             counted=positions[:, :SEGMENT] >= SINKS,
             left=left,
@@ -90,12 +92,13 @@ class Texts:
 
 
 @capable
+@pytest.mark.parametrize("ends", [(), (3,)], ids=["", "said last"])
 @pytest.mark.parametrize("importance", ["learned", "leverage"])
 @pytest.mark.parametrize("slot_dtype", ["same", "bf16", "int8", "int4"])
 @torch.inference_mode()
-def test_equals_torch(importance: str, slot_dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = memory(importance=importance, slot_dtype=slot_dtype, slots=40, reach=6)
-    texts = Texts(slots)
+def test_equals_torch(importance: str, slot_dtype: str, ends: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = memory(importance=importance, slot_dtype=slot_dtype, slots=40, reach=6, ends=ends)
+    texts, worthless = Texts(slots), False
     for number in range(8):
         one = {0: number * SEGMENT}
         texts.fold(one if number < 3 else {2: (number - 3) * SEGMENT, **one}, monkeypatch)
@@ -103,6 +106,7 @@ def test_equals_torch(importance: str, slot_dtype: str, monkeypatch: pytest.Monk
         assert not ours["slot_token"][1].any()
         for name in ("slot_token", "slot_position", "slot_score"):
             assert torch.equal(ours[name], plain[name]), name
+        worthless |= bool((ours["slot_score"] == WORTHLESS).any())
         for name, found in ours.items():
             expected = plain[name]
             if found.dtype in (torch.int8, torch.uint8):
@@ -111,6 +115,7 @@ def test_equals_torch(importance: str, slot_dtype: str, monkeypatch: pytest.Monk
                 torch.testing.assert_close(
                     found, expected, rtol=2**-7 if found.dtype == torch.bfloat16 else 1e-4, atol=1e-5
                 )
+    assert worthless == bool(ends)
 
 
 @capable

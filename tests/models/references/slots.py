@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.memory.slots import SlotsConfig
+from models.memory.beginnings import LEAST
+from models.memory.slots import WORTHLESS, SlotsConfig
 from tests.models.references.window import Reference
 
 Head = tuple[int, int]
@@ -20,10 +23,16 @@ class SlotsReference(Reference):
     def begin(self) -> None:
         """Every head's slots are empty."""
         heads = self.memory.heads
+        self.tokens: list[int] = []
         self.kept: dict[Head, list[int]] = {head: [] for head in heads}
         self.leverage: dict[Head, dict[int, float]] = {head: {} for head in heads}
         self.score: dict[Head, dict[int, float]] = {head: {} for head in heads}
         self.foretold: list[Tensor] = []
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        """As every other, but remembering what was said."""
+        self.tokens += tokens
+        return super().read(tokens)
 
     def attend(self, layer: int, index: int, query: Tensor) -> Tensor:
         """Ring and kept slots in one softmax; the slots at distance W, asked for what the look makes of the query."""
@@ -117,8 +126,20 @@ class SlotsReference(Reference):
             self.score[head].update({place: float(self.foretold[place][row]) for place in new})
         else:
             self._lever(head, keys, new)
+        for place in [*self.kept[head], *new]:
+            newer = [other for other in new if other > place]
+            if self._said(place) is not None and self._said(place) in map(self._said, newer):
+                self.score[head][place] = WORTHLESS
         best = sorted([*self.kept[head], *new], key=lambda place: -self.score[head][place])
         self.kept[head] = sorted(best[: memory.slots])
+
+    def _said(self, place: int) -> tuple[int, ...] | None:
+        """The tokens of its sentence before it, if there are enough of them."""
+        begin = place
+        while begin > 0 and self.tokens[begin - 1] not in self.memory.ends:
+            begin -= 1
+        enough = self.memory.ends and place - begin >= LEAST
+        return tuple(self.tokens[begin:place]) if enough else None
 
     def _lever(self, head: Head, keys: list[Tensor], new: range) -> None:
         """Score what leaves by leverage, smoothed over its neighbours."""
