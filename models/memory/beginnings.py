@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import native
 from models.state import MemoryState, Spec, TensorSpec
 
 LEAST = 4
@@ -41,6 +42,8 @@ class Beginnings:
         length, device = tokens.shape[1], tokens.device
         if self._ends.device != device:
             self._ends = self._ends.to(device)
+        if native.suits_beginnings(tokens, state):
+            return native.read_beginnings(tokens, state, self._ends, LEAST, _BASE, _MIX)
         powers, inverse = (table[: length + 1] for table in _tables(_rounded_up(length), device))
         known, power, so_far = state.read("sentence").split(1, dim=1)  # (B, 1) each
         power = power + 1

@@ -3,6 +3,8 @@
 from models.native.attention import attend as attend
 from models.native.attention import available as available
 from models.native.attention import suits as suits
+from models.native.beginnings import read_beginnings as read_beginnings
+from models.native.beginnings import suits_beginnings as suits_beginnings
 from models.native.dense import GROUP as GROUP
 from models.native.dense import NIBBLES as NIBBLES
 from models.native.dense import DenseLayer as DenseLayer

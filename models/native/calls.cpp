@@ -1,7 +1,7 @@
-// Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`few.h`, `fold.h`,
+// Calls for the dense half of a layer (`dense.h`), and for what its attention is made of (`beginnings.h`, `few.h`, `fold.h`,
 // `hear.h`, `look.h`, `ring.h`).
 //
-// Plain C functions, called through ctypes; see models/native/dense.py, joint.py, fold.py, hear.py, look.py and ring.py.
+// Plain C functions, called through ctypes; see models/native/beginnings.py, dense.py, joint.py, fold.py, hear.py, look.py and ring.py.
 
 #include <cstdint>
 
@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "beginnings.h"
 #include "dense.h"
 #include "few.h"
 #include "fold.h"
@@ -92,5 +93,7 @@ extern "C" void palimpsest_hear(const Hear* job, int32_t threads) {
 extern "C" void palimpsest_write_ring(const Written* job) { write(*job); }
 
 extern "C" void palimpsest_move_sinks(const Moved* job) { move(*job); }
+
+extern "C" void palimpsest_read_beginnings(const Beginnings* job) { read(*job); }
 
 #endif

@@ -12,6 +12,7 @@ from models.codec import decode_state, encode_state
 from models.errors import CheckpointError, ConfigError, StateError
 from models.load import Offer, assemble, load_model, load_offers, memory_config
 from models.memory.slots import SlotsConfig
+from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint
 from tests.models.sessions import slots_config, window_config
 
@@ -39,6 +40,16 @@ def test_slots_take_their_heads_from_the_calibration_file(
     config = loaded.decoder.memory.config
     assert isinstance(config, SlotsConfig)
     assert (config.heads, config.slots, config.window) == (((3, 1), (1, 0)), 24, 32)
+
+
+def test_slots_learn_from_the_tokenizer_where_sentences_end(checkpoint: Checkpoint) -> None:
+    heads = {"heads": [[1, 0]]}
+    config = memory_config(checkpoint, "slots", heads)
+    assert isinstance(config, SlotsConfig)
+    assert config.ends == Tokenizer.of(checkpoint.tokenizer).sentence_ends != ()
+    chosen = memory_config(checkpoint, "slots", {**heads, "ends": [3]})
+    assert isinstance(chosen, SlotsConfig)
+    assert chosen.ends == (3,)
 
 
 def test_slots_without_a_calibration_say_what_to_do(tiny_model: Path) -> None:

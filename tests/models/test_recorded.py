@@ -67,7 +67,8 @@ def test_nothing_in_a_step_waits_for_the_device(
     row: Row, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors without numbers stand for those of a device that nobody may ask."""
-    monkeypatch.setattr(native, "suits_hear", lambda *_: False)  # it is for CPUs, and would look at what is not there
+    for name in ("suits_hear", "suits_beginnings"):  # they are for CPUs, and would look at what is not there
+        monkeypatch.setattr(native, name, lambda *_: False)
     model = decoder(checkpoint, row)
     with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         slab = MemoryState({name: fake.from_tensor(x) for name, x in model.empty_state(4).tensors().items()})
@@ -99,7 +100,8 @@ class Sent(TorchDispatchMode):
 def test_nothing_in_a_step_is_sent_to_the_device(
     row: Row, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "suits_hear", lambda *_: False)
+    for name in ("suits_hear", "suits_beginnings"):
+        monkeypatch.setattr(native, name, lambda *_: False)
     model = decoder(checkpoint, row)
     rows, tokens = torch.tensor([2, 0]), torch.zeros((2, 1), dtype=torch.int64)
     slab = model.empty_state(4)

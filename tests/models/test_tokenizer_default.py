@@ -96,3 +96,12 @@ def test_tokens_do_not_depend_on_arrival(tokenizer: Tokenizer, pieces: list[str]
         at += size
         ids += tokenizer.encode(settled, start=not ids)
     assert ids + tokenizer.encode(opened, start=not ids) == tokenizer.encode(text)
+
+
+def test_sentences_end_with_full_stops_line_ends_and_turns(tokenizer: Tokenizer) -> None:
+    ends = set(tokenizer.sentence_ends)
+    assert tokenizer.eos_ids <= ends
+    for text in ("Yes.", "No!", "Why?", "a line\n"):
+        assert tokenizer.encode(text)[-1] in ends
+    assert not ends.intersection(tokenizer.encode("One of the special magic numbers for Viola is: 1234567, and"))
+    assert len(ends) < 1000

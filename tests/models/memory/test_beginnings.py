@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import native
 from models.errors import ConfigError
 from models.memory.beginnings import LEAST, Beginnings
 from models.memory.slots import Slots
@@ -18,6 +19,15 @@ from tests.models.references.slots import SlotsReference
 from tests.models.sessions import build, open_memory, read, slots_config
 
 END = 9
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to read; without a compiler they are one."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "suits_beginnings", lambda *_: False)
+
+
 A, B, C, D, E = range(1, 6)
 
 
@@ -44,6 +54,13 @@ def test_it_is_the_same_however_the_text_is_cut(cuts: Sequence[int]) -> None:
     texts = [[source.choice([A, B, END]) for _ in range(40)] for _ in range(3)]
     assert torch.equal(said(texts, cuts), said(texts))
     assert said(texts).unique().numel() > 10
+
+
+def test_both_ways_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[source.choice([A, B, C, END]) for _ in range(60)] for source in map(random.Random, range(3))]
+    first = said(texts, (7, 20))
+    monkeypatch.setattr(native, "suits_beginnings", lambda *_: False)
+    assert torch.equal(said(texts, (5, 1, 30)), first)
 
 
 def test_each_beginning_has_a_number_of_its_own() -> None:
