@@ -66,9 +66,8 @@ class Ours:
         layer = config.hidden_size * (config.num_heads + config.num_kv_heads) * 2 * config.head_dim
         layer += 3 * config.hidden_size * config.intermediate_size
         matrices, head = config.num_layers * layer, config.vocab_size * config.hidden_size
-        if (
-            self._dtype == "int4"
-        ):  # and a scale and a lowest value, two bytes each, for every 32; the head has eight bits
+        if self._dtype == "int4":
+            # A scale and a lowest value, two bytes each, for every 32; the head has eight bits.
             return matrices * 5 // 8 + head
         return {"float32": 4, "bfloat16": 2, "int8": 1}[self._dtype] * (matrices + head)
 
