@@ -214,17 +214,15 @@ class Slots(Memory):
     def _unasked_ages(self, folded: Sequence[int] | Tensor) -> Tensor:
         """`_ages` of all slots, without waiting for the device."""
         assert isinstance(folded, Tensor)
-        count = (folded - self.config.sinks).clamp(0, self.config.slots)[:, None].to(self._wide)
-        place = torch.arange(1, self.config.slots + 1, device=folded.device)
-        return (count - place) / count.clamp_min(1)
+        count = (folded - self.config.sinks).clamp(0, self.config.slots)
+        return _ages_of(count.to(self._wide), self.config.slots)
 
     def _ages(self, filled: list[int], device: torch.device) -> Tensor:
         """(B, max(filled)), wide: 0 for the newest slot of a session, nearly 1 for its oldest, anything where nothing is stored."""
         wanted, known = (tuple(filled), device), self._aged
         if known is None or known[0] != wanted or torch.is_grad_enabled():  # the same in all layers
-            count = torch.tensor(filled, dtype=self._wide, device=device)[:, None]
-            place = torch.arange(1, max(filled) + 1, device=device)
-            self._aged = known = wanted, (count - place) / count.clamp_min(1)
+            count = torch.tensor(filled, dtype=self._wide, device=device)
+            self._aged = known = wanted, _ages_of(count, max(filled))
         return known[1]
 
     def worth(self, state: MemoryState, starts: Tensor, counted: Tensor) -> Tensor | None:
@@ -328,6 +326,12 @@ class Slots(Memory):
             scale = scale.to(torch.bfloat16)
         steps = x / scale.to(self._wide)[..., None]  # what a reader will multiply by
         return {f"{name}s": pack_codes(steps) if self._packed else steps.round().to(torch.int8), f"{name}_scale": scale}
+
+
+def _ages_of(count: Tensor, places: int) -> Tensor:
+    """(B, places): the age of each place where so many (B,), wide, are filled."""
+    place = torch.arange(1, places + 1, device=count.device)
+    return (count[:, None] - place) / count[:, None].clamp_min(1)
 
 
 def _grid(x: Tensor) -> Grid:

@@ -142,6 +142,19 @@ NATIVE void round_normed(const float* x, const float* weight, float eps, Rounded
   }
 }
 
+// Four inputs of R rows, `width` apart, times a panel's weights for them.
+template <int R>
+NATIVE inline __attribute__((always_inline)) void take_four(const int8_t* rows, int64_t width, __m512i left, __m512i right,
+                                                            __m512i (&products)[R][2]) {
+  for (int r = 0; r < R; ++r) {
+    int32_t four;
+    std::memcpy(&four, rows + r * width, sizeof four);
+    const __m512i inputs = _mm512_set1_epi32(four);
+    products[r][0] = _mm512_dpbusd_epi32(products[r][0], left, inputs);
+    products[r][1] = _mm512_dpbusd_epi32(products[r][1], right, inputs);
+  }
+}
+
 // R rows times one panel: 32 outputs each, without the outputs' scales.
 template <int R>
 NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes, __m512 (&sums)[R][2]) {
@@ -155,13 +168,7 @@ NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes,
       const __m512i left = _mm512_loadu_si512(codes), right = _mm512_loadu_si512(codes + 64);
       _mm_prefetch((const char*)codes + next, _MM_HINT_T1);
       _mm_prefetch((const char*)codes + next + 64, _MM_HINT_T1);
-      for (int r = 0; r < R; ++r) {
-        int32_t four;
-        std::memcpy(&four, first + r * x.inputs + k, sizeof four);
-        const __m512i inputs = _mm512_set1_epi32(four);
-        products[r][0] = _mm512_dpbusd_epi32(products[r][0], left, inputs);
-        products[r][1] = _mm512_dpbusd_epi32(products[r][1], right, inputs);
-      }
+      take_four<R>(first + k, x.inputs, left, right, products);
     }
     for (int r = 0; r < R; ++r) {
       const __m512 scale = _mm512_set1_ps(x.scale[(row + r) * x.groups + group]);
@@ -188,13 +195,7 @@ NATIVE inline void multiply(const Rounded& x, int64_t row, const uint8_t* codes,
         const __m512i both = _mm512_loadu_si512(codes);
         _mm_prefetch((const char*)codes + next, _MM_HINT_T1);
         const __m512i left = _mm512_and_si512(both, low), right = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-        for (int r = 0; r < R; ++r) {
-          int32_t four;
-          std::memcpy(&four, first + r * x.inputs + k, sizeof four);
-          const __m512i inputs = _mm512_set1_epi32(four);
-          products[r][0] = _mm512_dpbusd_epi32(products[r][0], left, inputs);
-          products[r][1] = _mm512_dpbusd_epi32(products[r][1], right, inputs);
-        }
+        take_four<R>(first + k, x.inputs, left, right, products);
       }
       for (int c = 0; c < 2; ++c) {
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(grid + 16 * c)));
