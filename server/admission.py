@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.errors import Overloaded, QuotaExceeded
 
 
 class Admission:
-    """Counts appends and generations. `places` are for all; `of_tenant` for each tenant, 0 for any number.
+    """Counts appends and generations. `places` tells those for all; `of_tenant` are for each tenant, 0 for any number.
 
     Every session costs the same, so a count is exact: what is resident computes, and the rest waits in order.
     """
 
-    def __init__(self, places: int, of_tenant: int) -> None:
+    def __init__(self, places: Callable[[], int], of_tenant: int) -> None:
         self._places, self._of_tenant = places, of_tenant
         self._taken: Counter[str] = Counter()
 
@@ -31,7 +31,7 @@ class Admission:
             raise QuotaExceeded(
                 f"{self._of_tenant} of your requests are under way, as many as may be; send this again when one has ended"
             )
-        if self.taken >= self._places:
+        if self.taken >= self._places():
             raise Overloaded("every place in the queue is taken; send this again in a moment")
         self._taken[tenant] += 1
         try:

@@ -161,12 +161,14 @@ class Offered(Message):
 class Ready(Message):
     """The worker has loaded its models and takes requests. Sent once, unasked, with request id 0.
 
-    `offers` are the pairs that it serves, the default first; each is there once.
+    `offers` are the pairs that it serves, the default first; each is there once. `places` are the sessions of all of them that its
+    memory holds at once.
     """
 
     kind: Literal["ready"] = "ready"
     worker: int
     offers: Annotated[tuple[Offered, ...], Field(min_length=1)]
+    places: int
     device: str
     dtype: str
     kernels: Literal["native", "torch"]

@@ -73,8 +73,7 @@ class Service(Workload):
         self.store = store = self.metrics.store_errors.counted(store)
         self.started_at = time.time()
         self._claims = Claims(store)
-        places = settings.resident_sessions * len(settings.device) + settings.max_waiting
-        self._admission = Admission(places, settings.max_requests_per_tenant)
+        self._admission = Admission(self._places, settings.max_requests_per_tenant)
         self._appends = Appends(pool, self)
         self._generations = Generations(pool, store, self, self._admission)
         self.metrics.gauge("requests_under_way", "Appends and generations, those that wait included.", self._under_way)
@@ -105,6 +104,12 @@ class Service(Workload):
     async def measure(self, accept: str) -> tuple[bytes, str]:
         """Figures of this process and of the workers for Prometheus, and their content type."""
         return self.metrics.page(await self.pool.measure(_MEASURE_SECONDS), accept)
+
+    def _places(self) -> int:
+        """Requests that compute or wait, at most."""
+        ready = self.pool.describe()
+        resident = 0 if ready is None else ready.places * len(self.settings.device)
+        return resident + self.settings.max_waiting
 
     def _under_way(self) -> int:
         return self._admission.taken

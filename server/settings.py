@@ -82,7 +82,12 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="Processor threads a worker; none shares all cores between the workers."
     )
-    resident_sessions: int = Field(32, ge=1, description="Sessions a worker holds in device memory at once.")
+    resident_mib: float = Field(
+        512.0, gt=0, description="Device memory a worker sets aside for sessions of all its pairs, in MiB."
+    )
+    resident_sessions: int | None = Field(
+        None, ge=1, description="Most sessions of a pair a worker holds there at once; none: as many as fit."
+    )
     prefill_tokens: int = Field(512, ge=1, description="Most tokens read in one step when nobody generates.")
     prefill_tokens_while_decoding: int | None = Field(
         None,

@@ -45,7 +45,7 @@ from server.worker.holding import Holdings
 from server.worker.intake import Intakes
 from server.worker.journal import Journal
 from server.worker.metrics import WorkerMetrics
-from server.worker.runners import MODEL_ERRORS, Runners
+from server.worker.runners import LOADING_ERRORS, Runners
 
 CANNOT_SERVE = 78
 """Exit code when model and settings do not fit (EX_CONFIG): starting again would not help."""
@@ -177,7 +177,7 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, name="lifeline", daemon=True).start()
     try:
         asyncio.run(Worker(settings, index, endpoint).run())
-    except* MODEL_ERRORS as group:
+    except* LOADING_ERRORS as group:
         for error in group.exceptions:
             log.error("cannot serve this model", reason=str(error))
         sys.exit(CANNOT_SERVE)

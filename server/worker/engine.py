@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -19,16 +19,18 @@ from server.worker.generating import advance
 from server.worker.journal import Journal
 from server.worker.metrics import WorkerMetrics
 from server.worker.pace import Pace
-from server.worker.residency import Residency
+from server.worker.residency import Holder, Residency, leavers
 from server.worker.runner import Feed, Sample
 from server.worker.runners import Runners
 from server.worker.scheduler import Batch, Candidate, Limits, plan
 from server.worker.session import Session
+from server.worker.shares import READ, SAMPLED, Shares
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
 log = structlog.get_logger()
-_SAVE_AGAIN_SECONDS = 5.0
+_SAVE_AGAIN_SECONDS = 1.0
+"""How long a snapshot that could not be written is left alone."""
 
 
 class Engine:
@@ -49,7 +51,8 @@ class Engine:
         self._compute, self._moving, self._spawn, self._settings = compute, moving, spawn, settings
         self._pace = Pace()
         self._limits = Limits(settings.max_batch, settings.prefill_tokens, self._beside)
-        self._residency = Residency(settings.resident_sessions)
+        self._residency = Residency(runners.rows)
+        self._shares = Shares()
         self.sessions: dict[str, Session] = {}
         self._work = asyncio.Event()
         self._moves: set[asyncio.Task[None]] = set()
@@ -59,8 +62,9 @@ class Engine:
 
     def _show(self, metrics: WorkerMetrics) -> None:
         """Let the figures tell what is under way here."""
-        places = self._settings.resident_sessions * len(self._settings.pairs())
-        metrics.gauge("resident_session_limit", "Sessions of all pairs that memory has places for.", lambda: places)
+        metrics.gauge(
+            "resident_session_limit", "Sessions of all pairs that memory has places for.", lambda: self._runners.places
+        )
         metrics.gauge("resident_sessions", "Sessions whose state is in memory.", lambda: len(self._residency.by_age))
         metrics.gauge("queued_sessions", "Sessions that have work and wait for a place.", lambda: len(self._waiting()))
         metrics.gauge(
@@ -77,8 +81,9 @@ class Engine:
     async def run(self) -> None:
         """Serve until cancelled."""
         while True:
+            self._shares.present(session.tenant for session in self.sessions.values() if session.has_work)
             self._admit()
-            batch = plan(self._candidates(), self._limits)
+            batch = plan(self._candidates(), self._limits, self._shares.had)
             if batch is None:
                 self._work.clear()
                 await self._work.wait()
@@ -115,7 +120,7 @@ class Engine:
 
     def _candidates(self) -> list[Candidate]:
         return [
-            Candidate(session.key, len(session.pending), session.generation is not None, session.served)
+            Candidate(session.key, session.tenant, len(session.pending), session.generation is not None, session.served)
             for session in self.sessions.values()
             if session.row is not None and not session.moving and session.has_work
         ]
@@ -128,6 +133,7 @@ class Engine:
             assert session.row is not None
             session.served = self._step
             self._residency.touch(key)
+            self._shares.charge(session.tenant, count * READ if session.generation is None else max(count, SAMPLED))
             tokens = [session.pending[index] for index in range(count)]
             ahead = len(session.pending) - count
             voice = session.generation.voice if session.generation is not None and not ahead else None
@@ -155,10 +161,9 @@ class Engine:
             self.release(session)
 
     def _admit(self) -> None:
-        """Give rows to sessions that have work and none; where none is free, send the longest unused of the same pair away, those
-        first of whom nothing has to be written."""
+        """Give rows to sessions that have work and none, and send others away where there are too few: see `leavers`."""
         waiting = self._waiting()
-        for session in waiting:
+        for session in self._in_turn(waiting):
             row = self._residency.take(session.key, session.pair)
             if row is not None:
                 self._move(session, self._move_in(session, row))
@@ -166,11 +171,11 @@ class Engine:
         if not short:
             return
         short.subtract(other.pair for other in self.sessions.values() if other.moving and other.row is not None)
-        idle_ones = [found for key in self._residency.by_age if (found := self._idle(key)) is not None]
-        for idle in sorted(idle_ones, key=lambda session: session.saved != session.folded):
-            if short[idle.pair] > 0:
-                short[idle.pair] -= 1
-                self._move(idle, self._move_out(idle))
+        now = time.monotonic()
+        holders = [holder for key in self._residency.by_age if (holder := self._holder(key, now)) is not None]
+        for key in leavers(short, holders, now):
+            leaving = self.sessions[key]
+            self._move(leaving, self._move_out(leaving))
 
     def _waiting(self) -> list[Session]:
         """Those that have work and no row, and are not on the way to one."""
@@ -185,6 +190,19 @@ class Engine:
             and not self._residency.holds(session.key)
         ]
 
+    def _in_turn(self, waiting: Sequence[Session]) -> list[Session]:
+        """The same, in the order in which they get rows: turn by turn those of the tenants with the fewest, of one tenant who has
+        waited longest first."""
+        now = time.monotonic()
+        rows = Counter(session.tenant for session in self.sessions.values() if self._residency.holds(session.key))
+        order = []
+        for session in waiting:
+            session.queued_at = session.queued_at or now
+        for session in sorted(waiting, key=lambda session: session.queued_at or now):
+            order.append((rows[session.tenant], self._shares.had(session.tenant), len(order), session))
+            rows[session.tenant] += 1
+        return [session for *_, session in sorted(order, key=lambda one: one[:3])]
+
     def _move(self, session: Session, move: Coroutine[Any, Any, None]) -> None:
         session.moving = True
         task = self._spawn(move)
@@ -196,12 +214,15 @@ class Engine:
         while self._moves:
             await asyncio.wait(self._moves)
 
-    def _idle(self, key: str) -> Session | None:
+    def _holder(self, key: str, now: float) -> Holder | None:
         """The resident session of that key if it could be sent away now."""
         session = self.sessions.get(key)
-        if session is None or session.lease is None or session.has_work or session.moving or session.held:
+        if session is None or session.lease is None or session.moving or session.held or session.generation is not None:
             return None
-        return session
+        clean = session.saved == session.folded
+        if not clean and now < session.save_again_at:
+            return None
+        return Holder(key, session.tenant, session.pair, clean, session.arrived_at if session.has_work else None)
 
     async def _move_in(self, session: Session, row: int) -> None:
         """Snapshot, then the journal behind it: the same state as before."""
@@ -221,7 +242,7 @@ class Engine:
                 if stored.skipped:
                     log.error("damaged snapshot passed over", session_id=session.key, generations=stored.skipped)
             if self.sessions.get(session.key) is session:
-                session.row = row
+                session.row, session.arrived_at, session.queued_at = row, time.monotonic(), None
             else:  # dropped on the way in
                 self._residency.give_back(session.key)
         except ServerError as error:
@@ -233,11 +254,16 @@ class Engine:
             self.wake()
 
     async def _move_out(self, session: Session) -> None:
+        """Write a session out and give its row back. What it has not read yet is journaled, and comes in with it again."""
+        reads = session.has_work
         try:
-            if await self._save(session) and not session.has_work and session.row is not None:
+            saved = await self._save(session)
+            leaves = session.generation is None if reads else not session.has_work
+            if saved and leaves and session.row is not None:
                 self._residency.give_back(session.key)
                 session.row = None
-                if not session.users:
+                session.pending.clear()
+                if not session.users and not session.has_work:
                     self.sessions.pop(session.key, None)
                     await self._release(session)
         finally:
@@ -331,6 +357,7 @@ class Engine:
         except StoreUnavailable as error:
             log.warning("snapshot not written", session_id=session.key, reason=error.message)
             session.save_again_at = time.monotonic() + _SAVE_AGAIN_SECONDS
+            asyncio.get_running_loop().call_later(_SAVE_AGAIN_SECONDS, self.wake)  # somebody may wait for its row
             return False
         except ServerError as error:
             self.drop(session, error)

@@ -212,7 +212,13 @@ class Generations:
     ) -> tuple[Session, Generation]:
         position = parent.journaled
         scratch = Session(
-            request.generation_id, parent.pair, None, journaled=position, folded=position, turn=intake.turn
+            request.generation_id,
+            parent.tenant,
+            parent.pair,
+            None,
+            journaled=position,
+            folded=position,
+            turn=intake.turn,
         )
         scratch.pending.extend(intake.tokens)
         scratch.journaled += len(intake.tokens)

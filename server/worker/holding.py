@@ -76,6 +76,7 @@ class Holdings:
             raise self._runners.not_served(pair)
         session = Session(
             session_id,
+            record.tenant,
             pair,
             lease,
             lease_until=asked_at + self._settings.lease_seconds,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from server.pairs import Pair
+
+TURN_SECONDS = 5.0
+"""How long one that reads keeps its row before it makes room for another: writing it out and taking it in again costs some
+hundredths of a second."""
 
 
 class Residency:
@@ -44,3 +50,46 @@ class Residency:
     def free(self, pair: Pair) -> int:
         """Rows of the pair's slab that nobody holds."""
         return len(self._free[pair])
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A resident session that could leave.
+
+    `clean`: nothing of it has to be written. `reads_since`: when it got its row, where it reads; None where it has nothing to do.
+    """
+
+    key: str
+    tenant: str
+    pair: Pair
+    clean: bool
+    reads_since: float | None
+
+
+def leavers(short: Mapping[Pair, int], holders: Sequence[Holder], now: float) -> list[str]:
+    """Who leaves, so that so many rows of each pair become free. `holders` are given least recently used first.
+
+    First go those that have nothing to do, clean ones before others; then those that have read for a turn, of the tenant with the
+    most rows, the longest first: a question need not wait until all that fills the rows is read.
+    """
+    wanted, found = Counter(short), list[str]()
+    rows = Counter(holder.tenant for holder in holders)
+
+    def leave(holder: Holder) -> None:
+        wanted[holder.pair] -= 1
+        rows[holder.tenant] -= 1
+        found.append(holder.key)
+
+    for holder in sorted(holders, key=lambda holder: not holder.clean):
+        if holder.reads_since is None and wanted[holder.pair] > 0:
+            leave(holder)
+    reading = [
+        (since, holder)
+        for holder in holders
+        if (since := holder.reads_since) is not None and now - since >= TURN_SECONDS
+    ]
+    while longest := [(rows[holder.tenant], -since, holder) for since, holder in reading if wanted[holder.pair] > 0]:
+        _, since, holder = max(longest, key=lambda one: one[:2])
+        reading.remove((-since, holder))
+        leave(holder)
+    return found

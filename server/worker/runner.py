@@ -21,7 +21,7 @@ from models.sampling import Sample as Sample
 from models.sampling import Sampler, Sampling
 from models.state import MemoryState, spec_nbytes
 from models.tokenizer import TextStream, Tokenizer
-from server.errors import InvalidRequest, Overloaded, StateRefused
+from server.errors import InvalidRequest, StateRefused
 from server.messages import (
     Inspected,
     LayerMemory,
@@ -107,13 +107,13 @@ class Feed:
 
 
 class Runner:
-    """See the top of this file. Its slab has `rows` rows, and is laid out when the first session comes."""
+    """See the top of this file. Its slab is there from `lay_out` on."""
 
-    def __init__(self, pair: Pair, model: LoadedModel, device: torch.device, rows: int) -> None:
-        self._model, self._device, self._rows = model, device, rows
+    def __init__(self, pair: Pair, model: LoadedModel, device: torch.device) -> None:
+        self._model, self._device = model, device
         self._passage = Passage(device)
         self._recorded: RecordedSteps | None = None
-        self._laid_out: MemoryState | None = None
+        self._slab: MemoryState
         self.reader = TextReader(model.tokenizer)
         self.offered = Offered(
             model=pair.model,
@@ -125,14 +125,16 @@ class Runner:
         )
 
     @property
-    def _slab(self) -> MemoryState:
-        if self._laid_out is None:
-            recorded = self._device.type == "cuda" and self._model.decoder.memory.still
-            with torch.inference_mode():
-                self._laid_out = self._model.decoder.empty_state(self._rows + recorded)
-            if recorded:
-                self._recorded = RecordedSteps(self._model.decoder, self._laid_out, spare=self._rows)
-        return self._laid_out
+    def spare_rows(self) -> int:
+        """Rows of the slab that no session gets: recorded steps need one."""
+        return int(self._device.type == "cuda" and self._model.decoder.memory.still)
+
+    @torch.inference_mode()
+    def lay_out(self, rows: int) -> None:
+        """Set memory aside for so many sessions. Raises what torch does where there is too little."""
+        self._slab = self._model.decoder.empty_state(rows + self.spare_rows)
+        if self.spare_rows:
+            self._recorded = RecordedSteps(self._model.decoder, self._slab, spare=rows)
 
     def voice(self, params: SamplingParams) -> Voice:
         """A new generation's way of choosing tokens."""
@@ -208,14 +210,8 @@ class Runner:
 
     @torch.inference_mode()
     def lay(self, row: int, state: MemoryState | None) -> int:
-        """Fill a row, with an empty state for None. Returns the tokens it has taken in.
-
-        Raises `Overloaded` when the device has no room for the slab.
-        """
-        try:
-            target = self._slab.select([row])
-        except RuntimeError as error:  # torch has no narrower kind for all its devices
-            raise Overloaded(self._no_room()) from error
+        """Fill a row, with an empty state for None. Returns the tokens it has taken in."""
+        target = self._slab.select([row])
         if state is None:
             target.reset(self._model.kind.spec)
             return 0
@@ -275,11 +271,4 @@ class Runner:
                 Remembered(position=begin, text=self._model.tokenizer.decode(tokens, skip_special=False))
                 for begin, tokens in report.runs
             ),
-        )
-
-    def _no_room(self) -> str:
-        needed = self._rows * self.offered.state_bytes / 2**20
-        return (
-            f"the device has no room for {self._rows} sessions of {self.offered.pair}, {needed:.0f} MiB; the operator can lower "
-            "PALIMPSEST_RESIDENT_SESSIONS or offer fewer pairs"
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+
+from server.worker.shares import READ, SAMPLED
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class Candidate:
     """
 
     key: str
+    tenant: str
     pending: int
     generating: bool
     served: int
@@ -39,22 +43,44 @@ class Batch:
     prefill: tuple[tuple[str, int], ...]
 
 
-def plan(candidates: Iterable[Candidate], limits: Limits) -> Batch | None:
-    """The next step, or None when nobody has anything to do.
+def plan(candidates: Iterable[Candidate], limits: Limits, had: Callable[[str], float]) -> Batch | None:
+    """The next step, or None when nobody has anything to do. `had` tells what was done for a tenant so far.
 
-    Everyone with at most one token to feed decodes together. What the budget leaves goes to those who read, the one served
-    longest ago first, so that no long append starves another.
+    Everyone with at most one token to feed decodes together. What the budget leaves goes to those who read: to the tenant who had
+    least, and of its sessions to the one served longest ago, so that no long append starves another and no number of sessions
+    another tenant's.
     """
     by_age = sorted(candidates, key=lambda candidate: (candidate.served, candidate.key))
-    decode = [c for c in by_age if c.pending == 1 or (c.generating and c.pending == 0)][: limits.max_batch]
+    account = {candidate.tenant: had(candidate.tenant) for candidate in by_age}
+    ready = [c for c in by_age if c.pending == 1 or (c.generating and c.pending == 0)]
+    decode = []
+    for candidate in _turns(ready, account):
+        if len(decode) == limits.max_batch:
+            break
+        decode.append(candidate)
+        account[candidate.tenant] += SAMPLED if candidate.generating else READ
     streaming = any(candidate.generating for candidate in decode)
     budget = limits.prefill_tokens_beside(len(decode)) if streaming else limits.prefill_tokens
     prefill = []
-    for candidate in by_age:
-        if candidate.pending > 1 and budget > 0:
-            count = min(candidate.pending, budget)
-            prefill.append((candidate.key, count))
-            budget -= count
+    for candidate in _turns([c for c in by_age if c.pending > 1], account):
+        if budget <= 0:
+            break
+        count = min(candidate.pending, budget)
+        prefill.append((candidate.key, count))
+        account[candidate.tenant] += count * READ
+        budget -= count
     if not decode and not prefill:
         return None
     return Batch(tuple(c.key for c in decode), tuple(prefill))
+
+
+def _turns(by_age: Sequence[Candidate], account: dict[str, float]) -> Generator[Candidate, None, None]:
+    """All of them: always the oldest of the tenant that stands lowest in `account`, to which the caller adds between two."""
+    of_tenant: dict[str, deque[Candidate]] = {}
+    for candidate in by_age:
+        of_tenant.setdefault(candidate.tenant, deque()).append(candidate)
+    while of_tenant:
+        tenant = min(of_tenant, key=lambda name: (account[name], of_tenant[name][0].served, name))
+        yield of_tenant[tenant].popleft()
+        if not of_tenant[tenant]:
+            del of_tenant[tenant]

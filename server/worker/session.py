@@ -65,6 +65,7 @@ class Session:
     """
 
     key: str
+    tenant: str
     pair: Pair
     lease: Lease | None
     lease_until: float = 0.0
@@ -81,6 +82,10 @@ class Session:
     """How many of the first pending tokens were sampled here, and are no news to anybody."""
     generation: Generation | None = None
     served: int = 0
+    queued_at: float | None = None
+    """Since when it has waited for a row, by the monotonic clock; None where it does not."""
+    arrived_at: float = 0.0
+    """When it got its row."""
     users: int = 0
     """Requests that hold this object; it is not let go while there are any."""
     moving: bool = False

@@ -51,7 +51,7 @@ OTHERS = (
 
 def offering(*offers: Offered) -> Ready:
     """A worker that serves these."""
-    return Ready(worker=0, offers=offers, device="cpu", dtype="float32", kernels="torch")
+    return Ready(worker=0, offers=offers, places=1, device="cpu", dtype="float32", kernels="torch")
 
 
 SERVED = offering(OFFERED)

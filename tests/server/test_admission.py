@@ -7,7 +7,7 @@ from server.errors import Overloaded, QuotaExceeded
 
 
 def test_what_is_too_much_is_refused_until_something_ends() -> None:
-    admission = Admission(places=2, of_tenant=0)
+    admission = Admission(places=lambda: 2, of_tenant=0)
     with admission.place("one"):
         with admission.place("one"):
             assert admission.taken == 2
@@ -19,7 +19,7 @@ def test_what_is_too_much_is_refused_until_something_ends() -> None:
 
 
 def test_no_tenant_takes_what_is_another_s() -> None:
-    admission = Admission(places=3, of_tenant=1)
+    admission = Admission(places=lambda: 3, of_tenant=1)
     with admission.place("one"):
         with pytest.raises(QuotaExceeded), admission.place("one"):
             raise AssertionError
@@ -33,7 +33,7 @@ def test_no_tenant_takes_what_is_another_s() -> None:
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
-    admission = Admission(places=1, of_tenant=1)
+    admission = Admission(places=lambda: 1, of_tenant=1)
     with pytest.raises(ValueError, match="it failed"), admission.place("one"):
         raise ValueError("it failed")
     with admission.place("one"):

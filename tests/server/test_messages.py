@@ -70,6 +70,7 @@ ANSWERS: list[Answer] = [
             )
             for memory in ("slots", "window")
         ),
+        places=64,
         device="cpu",
         dtype="float32",
         kernels="native",

@@ -23,7 +23,7 @@ def generating(http: httpx2.AsyncClient, session_id: str, key: str | None = None
 class TestQueue:
     @pytest.fixture
     def overrides(self) -> dict[str, Any]:
-        return {"resident_sessions": 1, "max_waiting": 1}
+        return {"max_waiting": 1}  # the scripted workers have one place
 
     async def test_beyond_the_queue_everything_is_refused_and_nothing_done(
         self, http: httpx2.AsyncClient, pool: ScriptedPool, session_id: str

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.pairs import Pair
-from server.worker.residency import Residency
+from server.worker.residency import TURN_SECONDS, Holder, Residency, leavers
 
 ONE, OTHER = Pair("m", "window"), Pair("m", "slots")
 
@@ -54,3 +54,35 @@ def test_no_row_is_held_twice(rows: int, steps: list[tuple[str, Pair]]) -> None:
             mine = [row for other, row in held.values() if other == each]
             assert len(set(mine)) == len(mine) == rows - residency.free(each)
         assert set(residency.by_age) == set(held)
+
+
+def holder(key: str, tenant: str = "t", *, clean: bool = False, since: float | None = None, pair: Pair = ONE) -> Holder:
+    return Holder(key, tenant, pair, clean, since)
+
+
+NOW = 100.0
+
+
+def test_those_without_work_leave_first_clean_ones_before_others() -> None:
+    there = [holder("reads", since=0.0), holder("older"), holder("newer"), holder("clean", clean=True)]
+    assert leavers({ONE: 1}, there, NOW) == ["clean"]
+    assert leavers({ONE: 2}, there, NOW) == ["clean", "older"]
+    assert leavers({ONE: 9}, there, NOW) == ["clean", "older", "newer", "reads"]
+    assert leavers({OTHER: 1, ONE: 0}, there, NOW) == []
+    assert leavers({ONE: -1}, there, NOW) == []
+
+
+def test_who_reads_keeps_its_row_for_a_turn() -> None:
+    there = [holder("new", since=NOW - TURN_SECONDS / 2), holder("old", since=NOW - TURN_SECONDS)]
+    assert leavers({ONE: 2}, there, NOW) == ["old"]
+
+
+def test_the_tenant_with_the_most_rows_gives_them() -> None:
+    there = [holder("only", "one", since=1.0), holder("b", "many", since=3.0), holder("a", "many", since=2.0)]
+    assert leavers({ONE: 1}, there, NOW) == ["a"]
+    assert leavers({ONE: 2}, there, NOW) == ["a", "only"], "by then both have one"
+
+
+def test_rows_are_of_one_pair() -> None:
+    there = [holder("one", since=1.0), holder("other", since=2.0, pair=OTHER)]
+    assert leavers({OTHER: 1}, there, NOW) == ["other"]

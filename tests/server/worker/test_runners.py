@@ -11,18 +11,18 @@ from torch import Tensor
 
 from models.state import MemoryState
 from models.transformer import Decoder
-from server.errors import InvalidRequest, Overloaded, StateRefused
+from server.errors import InvalidRequest, StateRefused
 from server.messages import SamplingParams
 from server.pairs import Pair
 from server.settings import load
 from server.worker.runner import Feed, Runner
-from server.worker.runners import MODEL_ERRORS, Runners
+from server.worker.runners import LOADING_ERRORS, Runners
 
 SLOTS = {"memory": "slots", "options": {"heads": [[1, 0], [2, 1]], "slots": 8}}
 TOKENS = [5 + n % 97 for n in range(90)]
 
 
-def runners_of(tiny_model: Path, rows: int = 2, **settings: object) -> Runners:
+def runners_of(tiny_model: Path, rows: int | None = 2, **settings: object) -> Runners:
     options = {"model": str(tiny_model), "memory": "window", "window": 32, "segment": 16, "resident_sessions": rows}
     return Runners(load(dtype="float32", threads=1, **options, **settings), 0)
 
@@ -130,25 +130,36 @@ def test_sessions_that_read_together_read_what_each_reads_alone(
     assert set(together) == {"short", "long", "alike"}
 
 
-def test_a_slab_is_laid_out_when_its_first_session_comes(runners: Runners, laid_out: list[int]) -> None:
-    assert laid_out == []
-    slots = runners[pair(runners, "slots")]
-    slots.restore(1, None)
-    assert laid_out == [2]
-    slots.restore(0, None)
-    runners.default.restore(0, None)
-    assert laid_out == [2, 2]
+def test_as_many_rows_as_the_budget_holds_are_laid_out_at_once_for_every_pair(
+    tiny_model: Path, laid_out: list[int]
+) -> None:
+    small = runners_of(tiny_model, offers=[SLOTS])
+    small.load()
+    assert (small.rows, small.places, small.describe().places) == (2, 4, 4)
+    each = sum(offer.state_bytes for offer in small.describe().offers)
+    laid_out.clear()
+    runners = runners_of(tiny_model, rows=None, offers=[SLOTS], resident_mib=5.5 * each / 2**20)
+    runners.load()
+    assert (runners.rows, runners.places) == (5, 10)
+    assert laid_out == [5, 5]
+    few = runners_of(tiny_model, rows=7, offers=[SLOTS], resident_mib=5.5 * each / 2**20)
+    few.load()
+    assert few.rows == 5
 
 
-def test_a_device_without_room_says_what_to_do(runners: Runners, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_without_room_for_one_session_of_each_pair_says_what_it_takes(tiny_model: Path) -> None:
+    runners = runners_of(tiny_model, offers=[SLOTS], resident_mib=0.001)
+    with pytest.raises(LOADING_ERRORS, match=r"PALIMPSEST_RESIDENT_MIB=0\.001 .* that takes \d+ MiB; give more"):
+        runners.load()
+
+
+def test_a_device_without_room_says_what_to_do(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_decoder: Decoder, batch: int = 1) -> MemoryState:
         raise torch.OutOfMemoryError(f"{batch} rows")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Decoder, "empty_state", full)
-        with pytest.raises(Overloaded, match="PALIMPSEST_RESIDENT_SESSIONS"):
-            runners.default.restore(0, None)
-    assert runners.default.restore(0, None) == 0
+    monkeypatch.setattr(Decoder, "empty_state", full)
+    with pytest.raises(LOADING_ERRORS, match=r"cpu has no room for 2 sessions .*lower PALIMPSEST_RESIDENT_MIB"):
+        runners_of(tiny_model).load()
 
 
 def test_a_step_with_several_pairs_does_what_each_alone_does(runners: Runners) -> None:
@@ -204,5 +215,5 @@ def test_other_pairs_are_refused_with_a_list_of_those_there_are(runners: Runners
     ],
 )
 def test_pairs_that_cannot_be_served_stop_the_start(tiny_model: Path, offer: object, part: str) -> None:
-    with pytest.raises(MODEL_ERRORS, match=part):
+    with pytest.raises(LOADING_ERRORS, match=part):
         runners_of(tiny_model, offers=[offer]).load()

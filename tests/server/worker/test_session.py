@@ -10,7 +10,7 @@ from server.worker.session import Session
 
 
 def resident(folded: int = 0) -> Session:
-    session = Session("sess", Pair("m", "window"), None, journaled=folded, folded=folded)
+    session = Session("sess", "t", Pair("m", "window"), None, journaled=folded, folded=folded)
     session.row = 0
     return session
 
@@ -31,7 +31,7 @@ async def test_those_who_wait_are_woken_when_their_tokens_are_folded() -> None:
 
 
 async def test_being_resident_is_waited_for_too() -> None:
-    session = Session("sess", Pair("m", "window"), None)
+    session = Session("sess", "t", Pair("m", "window"), None)
     waiting = session.reached(0)
     session.notify()
     assert not waiting.done()
@@ -46,7 +46,7 @@ async def test_what_is_reached_already_is_not_waited_for() -> None:
 
 
 async def test_a_session_that_is_away_reads_its_tokens_from_the_store_later() -> None:
-    session = Session("sess", Pair("m", "window"), None)
+    session = Session("sess", "t", Pair("m", "window"), None)
     session.take([1, 2])
     assert session.journaled == 2
     assert not session.pending
@@ -68,7 +68,7 @@ async def test_a_failure_ends_everything_that_waits_or_will() -> None:
 
 
 def test_the_position_counts_what_is_held_back() -> None:
-    session = Session("sess", Pair("m", "window"), None, journaled=7, open_text="kelo", open_tokens=2)
+    session = Session("sess", "t", Pair("m", "window"), None, journaled=7, open_text="kelo", open_tokens=2)
     assert session.position == 9
     assert session.standing.begun
     assert session.standing.open_text == "kelo"

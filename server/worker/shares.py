@@ -1,0 +1,43 @@
+"""How much of a worker each tenant has had, so that what comes next goes to the one who had least.
+
+A virtual token counter a tenant, after Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), algorithm 2: however
+many sessions a tenant sends, tenants who always have work get equal parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+READ = 1.0
+"""What a token that is read counts."""
+SAMPLED = 5.0
+"""What a sampled one counts: in a step of eight sessions it takes about as long as reading five (bench/results/engine.json)."""
+
+
+class Shares:
+    """Counters by tenant. Pure: no clock, no I/O."""
+
+    def __init__(self) -> None:
+        self._had: dict[str, float] = {}
+        self._present: set[str] = set()
+        self._floor = 0.0
+
+    def present(self, tenants: Iterable[str]) -> None:
+        """These have work now, and nobody else. Who had none before begins with as much as the one who had least of the others:
+        a time without work is no credit, and no debt either where all have gone on."""
+        now = {*tenants}
+        staying = [self._had[tenant] for tenant in now & self._present]
+        self._floor = max(self._floor, min(staying, default=self._floor))
+        for tenant in now - self._present:
+            self._had[tenant] = max(self._had.get(tenant, 0.0), self._floor)
+        self._present = now
+        # Whoever has had no more than the floor would begin with it anyway: there is nothing to remember.
+        self._had = {tenant: had for tenant, had in self._had.items() if tenant in now or had > self._floor}
+
+    def charge(self, tenant: str, cost: float) -> None:
+        """So much was done for a tenant that is present."""
+        self._had[tenant] += cost
+
+    def had(self, tenant: str) -> float:
+        """What was done for a tenant, in read tokens; that of the least for one that is not known."""
+        return self._had.get(tenant, self._floor)
