@@ -195,7 +195,7 @@ class Engine:
         waited longest first."""
         now = time.monotonic()
         rows = Counter(session.tenant for session in self.sessions.values() if self._residency.holds(session.key))
-        order = []
+        order: list[tuple[int, float, int, Session]] = []
         for session in waiting:
             session.queued_at = session.queued_at or now
         for session in sorted(waiting, key=lambda session: session.queued_at or now):

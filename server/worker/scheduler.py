@@ -53,7 +53,7 @@ def plan(candidates: Iterable[Candidate], limits: Limits, had: Callable[[str], f
     by_age = sorted(candidates, key=lambda candidate: (candidate.served, candidate.key))
     account = {candidate.tenant: had(candidate.tenant) for candidate in by_age}
     ready = [c for c in by_age if c.pending == 1 or (c.generating and c.pending == 0)]
-    decode = []
+    decode: list[Candidate] = []
     for candidate in _turns(ready, account):
         if len(decode) == limits.max_batch:
             break

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 READ = 1.0
 """What a token that is read counts."""
-SAMPLED = 5.0
-"""What a sampled one counts: in a step of eight sessions it takes about as long as reading five (bench/results/engine.json)."""
+SAMPLED = 3.0
+"""What a sampled one counts: in a step of eight sessions it takes about as long as reading three (bench/results/engine.json)."""
 
 
 class Shares:
