@@ -77,7 +77,7 @@ struct Step {
 namespace {
 
 constexpr int64_t kSearched = 16;  // below so many tokens a session, keys are better not packed first: FEW in joint.py
-constexpr int64_t kShare = 48;     // rows about that a thread takes at once
+constexpr int64_t kShare = 64;     // rows that a thread takes at once, so that their hidden activations stay in the second cache
 
 // What one of the threads of a team does of what they share. Processors are not equally fast all the time, so whoever is free takes the
 // next task. Each counter serves every third round: that it is set back is seen by all before they need it again.
@@ -138,34 +138,43 @@ struct Plan {
   }
 };
 
+// Rows [begin, end) of a step, which a thread takes at once.
+struct Stretch {
+  int64_t step, begin, end;
+};
+
 // What threads share.
 struct Board {
   Scratch scratch;
   std::vector<uint16_t> query, near, key, value, found, asked;
   std::vector<float> eager, slopes, parts;
   std::vector<Plan> plans;
+  std::vector<int64_t> first;  // of each step: its first row among those of all
+  std::vector<Stretch> shares;   // of the steps of many rows, the largest first
   Turns turns;
 
+  static bool few(const Step& step, int64_t threads) { return step.batch * step.length < kFew * threads; }
   void resize(const Step* steps, int64_t count, int64_t threads);
+  void share_out(const Step* steps, int64_t count, int64_t threads);
 };
 
-void write_ring(const Step& step, int64_t layer, const Plan& plan, const Board& board, int64_t row) {
+void write_ring(const Step& step, int64_t layer, const Plan& plan, const uint16_t* keys, const uint16_t* values, int64_t row) {
   const int64_t bytes = step.size * sizeof(uint16_t), b = row / step.length, t = row % step.length;
   const int64_t session = step.sessions == nullptr ? b : step.sessions[b];
   const int64_t place = plan.places[b * (step.trails + step.length) + step.trails + t];
   for (int64_t h = 0; h < step.kv_heads; ++h) {
     const int64_t from = ((b * step.kv_heads + h) * step.length + t) * step.size;
     const int64_t to = session * step.session_stride + layer * step.layer_stride + h * step.head_stride + place * bytes;
-    std::memcpy(step.keys + to, board.key.data() + from, bytes);
-    std::memcpy(step.values + to, board.value.data() + from, bytes);
+    std::memcpy(step.keys + to, keys + from, bytes);
+    std::memcpy(step.values + to, values + from, bytes);
   }
 }
 
-Look look_of(const Step& step, int64_t index, const Plan& plan, Board& board) {
+Look look_of(const Step& step, int64_t index, const Plan& plan, const uint16_t* query, Board& board) {
   const StackLayer& layer = step.layers[index];
   const int64_t head = step.length * step.size;
   Look look{};
-  look.query = board.query.data(), look.batch_stride = step.heads * head, look.head_stride = head, look.row_stride = step.size;
+  look.query = query, look.batch_stride = step.heads * head, look.head_stride = head, look.row_stride = step.size;
   look.far_cos = step.far_cos, look.far_sin = step.far_sin;
   look.keys = step.keys + index * step.layer_stride, look.session_stride = step.session_stride, look.key_stride = step.head_stride;
   look.sessions = step.sessions, look.places = plan.places.data(), look.known = plan.known.data();
@@ -186,10 +195,10 @@ Stored of_heads(Stored stored, int64_t first) {
   return stored;
 }
 
-Few few_of(const Step& step, int64_t index, const Plan& plan, Board& board) {
+Few few_of(const Step& step, int64_t index, const Plan& plan, const uint16_t* query, uint16_t* found, Board& board) {
   const StackLayer& layer = step.layers[index];
   Few few{};
-  few.query = board.near.data(), few.out = board.found.data();
+  few.query = query, few.out = found;
   few.keys = step.keys + index * step.layer_stride, few.values = step.values + index * step.layer_stride;
   few.batch_stride = step.session_stride, few.head_stride = step.head_stride, few.sessions = step.sessions;
   few.bias = plan.bias.data(), few.tiles = plan.tiles.data(), few.batch = step.batch, few.heads = step.kv_heads;
@@ -237,43 +246,49 @@ Moved moved_of(const Step& step, int64_t index) {
   return moved;
 }
 
-// What all threads of a team do with one layer of one step. Each has come from the one before.
-void run(const Step& step, int64_t index, const Plan& plan, Board& board, Hand& hand) {
+// One step in one layer: from `row` on its rows lie among those of all steps.
+struct Turn {
+  const Step& step;
+  int64_t index, row;
+  const Plan& plan;
+  Board& board;
+
+  int64_t rows() const { return step.batch * step.length; }
+  const StackLayer& layer() const { return step.layers[index]; }
+
+  template <class T>
+  T* heads(std::vector<T>& of_all) const { return of_all.data() + row * step.heads * step.size; }
+  template <class T>
+  T* kv_heads(std::vector<T>& of_all) const { return of_all.data() + row * step.kv_heads * step.size; }
+
+  Project project() const {
+    return {step.x, layer().attention_norm, step.eps, layer().qkv, plan.cos.data(), plan.sin.data(), step.heads, step.kv_heads, step.size,
+            step.length, rows(), heads(board.query), heads(board.near), kv_heads(board.key), kv_heads(board.value)};
+  }
+
+  Finish finish() const {
+    const int64_t head = step.length * step.size;
+    return {step.x, heads(board.found), step.heads * head, head, step.size, step.length, step.size, rows(),
+            layer().out, layer().mlp_norm, step.eps, layer().gate_up, layer().down};
+  }
+
+  void write(int64_t begin, int64_t end) const {
+    for (int64_t r = begin; r < end; ++r) write_ring(step, index, plan, kv_heads(board.key), kv_heads(board.value), r);
+  }
+};
+
+// What tokens find in ring and memory: their projections are there, and in the ring.
+void attend(const Turn& turn, Hand& hand) {
   static thread_local std::vector<float> buffer;
   static thread_local Desk desk;
-  static thread_local Bench bench;
-  static thread_local Scratch scratch;
-  const StackLayer& layer = step.layers[index];
-  const int64_t rows = step.batch * step.length, head = step.length * step.size, part = hand.part, parts = hand.parts;
-  const int64_t groups = (rows + kRows - 1) / kRows, wanted = (rows + kShare - 1) / kShare, shares = (wanted + parts - 1) / parts * parts;
-  const bool few = rows < kFew * parts;
-  const auto rows_of_share = [&](int64_t share, const auto& use) {
-    const int64_t begin = groups * share / shares * kRows, end = std::min(rows, groups * (share + 1) / shares * kRows);
-    if (begin < end) use(begin, end);
-  };
-
-  const Project project{step.x, layer.attention_norm, step.eps, layer.qkv, plan.cos.data(), plan.sin.data(), step.heads,
-                        step.kv_heads, step.size, step.length, rows, board.query.data(), board.near.data(), board.key.data(),
-                        board.value.data()};
-  if (few) {
-    run(project, 0, rows, part, parts, board.scratch);
-    for (int64_t row = part; row < rows; row += parts) write_ring(step, index, plan, board, row);  // as rows were shared out before
-    meet(parts);
-  } else {
-    hand.share(shares, [&](int64_t share) {
-      rows_of_share(share, [&](int64_t begin, int64_t end) {
-        prepare(project, end - begin, scratch);
-        run(project, begin, end, 0, 1, scratch);
-        for (int64_t row = begin; row < end; ++row) write_ring(step, index, plan, board, row);
-      });
-    });
-  }
-
-  if (layer.number > 0) {
-    const Look asking = look_of(step, index, plan, board);
+  const Step& step = turn.step;
+  Board& board = turn.board;
+  const int64_t part = hand.part, parts = hand.parts;
+  if (turn.layer().number > 0) {
+    const Look asking = look_of(step, turn.index, turn.plan, turn.heads(board.query), board);
     hand.share(tasks_of(asking), [&](int64_t task) { look(asking, task, buffer); });
   }
-  const Few attention = few_of(step, index, plan, board);
+  const Few attention = few_of(step, turn.index, turn.plan, turn.heads(board.near), turn.heads(board.found), board);
   if (step.length < kSearched) {
     const int64_t pieces = parts_of(attention, parts), room = room_of(attention);
     for (int64_t piece = part; piece < tasks_of(attention) * pieces; piece += parts) {
@@ -284,70 +299,139 @@ void run(const Step& step, int64_t index, const Plan& plan, Board& board, Hand& 
       join(attention, task, board.parts.data() + task * pieces * room, pieces);
     }
     meet(parts);
-  } else {
-    // Heads that look far take longest, and begin.
-    const int64_t pairs = attention.batch * attention.heads, pieces = (2 * parts + pairs - 1) / pairs;
-    hand.share(pairs * pieces, [&](int64_t task) {
-      const int64_t pair = task / pieces;
-      const Span span = rows_of_part(attention.queries, task % pieces, pieces);
-      attend_many(attention, pair % attention.batch, layer.order[pair / attention.batch], span.begin, span.end, desk);
-    });
-  }
-
-  const Finish finish{step.x, board.found.data(), step.heads * head, head, step.size, step.length, step.size, rows,
-                      layer.out, layer.mlp_norm, step.eps, layer.gate_up, layer.down};
-  const bool leaves = step.leaving.count > 0;
-  const Fold folding = leaves ? fold_of(step, index) : Fold{};
-  const int64_t folds = folding.batch * folding.number, leaving = leaves ? folds + 1 : 0;
-  const auto leave = [&](int64_t task) {
-    if (task < folds) fold(folding, task / folding.number, task % folding.number, bench);
-    else move(moved_of(step, index));
-  };
-  if (few) {
-    if (leaves) hand.share(leaving, leave);
-    run(finish, 0, rows, part, parts, board.scratch);
-    meet(parts);
     return;
   }
-  // What the ring gives up and what the network makes of what was found do not meet.
+  // Heads that look far take longest, and begin.
+  const int64_t pairs = attention.batch * attention.heads, pieces = (2 * parts + pairs - 1) / pairs;
+  hand.share(pairs * pieces, [&](int64_t task) {
+    const int64_t pair = task / pieces;
+    const Span span = rows_of_part(attention.queries, task % pieces, pieces);
+    attend_many(attention, pair % attention.batch, turn.layer().order[pair / attention.batch], span.begin, span.end, desk);
+  });
+}
+
+// What leaves the ring behind a step, in tasks: a head each of those that keep something, and the ring's own.
+struct Leave {
+  const Turn& turn;
+  Fold folding{};
+  int64_t folds = 0, tasks = 0;
+
+  explicit Leave(const Turn& turn) : turn(turn) {
+    if (turn.step.leaving.count == 0) return;
+    folding = fold_of(turn.step, turn.index);
+    folds = folding.batch * folding.number, tasks = folds + 1;
+  }
+
+  void operator()(int64_t task) const {
+    static thread_local Bench bench;
+    if (task < folds) fold(folding, task / folding.number, task % folding.number, bench);
+    else move(moved_of(turn.step, turn.index));
+  }
+};
+
+// What all threads of a team do with one layer of all steps. Each has come from the one before.
+//
+// Steps of many rows meet only where one sees what the one before has put into ring and memory: what is made of their rows before and
+// after that is shared out for all of them at once.
+void run(const Step* steps, int64_t count, int64_t index, Board& board, Hand& hand) {
+  static thread_local Scratch scratch;
+  const int64_t part = hand.part, parts = hand.parts, shares = board.shares.size();
+  const auto turn_of = [&](int64_t n) { return Turn{steps[n], index, board.first[n], board.plans[n], board}; };
+  const auto few = [&](int64_t n) { return board.few(steps[n], parts); };
+
+  hand.share(shares, [&](int64_t task) {
+    const Stretch& share = board.shares[task];
+    const Project project = turn_of(share.step).project();
+    prepare(project, share.end - share.begin, scratch);
+    run(project, share.begin, share.end, 0, 1, scratch);
+    if (share.step == 0) turn_of(0).write(share.begin, share.end);
+  });
+  for (int64_t n = 0; n < count; ++n) {
+    const Turn turn = turn_of(n);
+    const int64_t rows = turn.rows();
+    if (few(n)) {
+      run(turn.project(), 0, rows, part, parts, board.scratch);
+      for (int64_t row = part; row < rows; row += parts) turn.write(row, row + 1);  // as rows were shared out before
+      meet(parts);
+    } else if (n > 0) {
+      hand.share(parts, [&](int64_t task) { turn.write(rows * task / parts, rows * (task + 1) / parts); });
+    }
+    attend(turn, hand);
+    const Leave leave(turn);
+    if (few(n)) {
+      if (leave.tasks > 0) hand.share(leave.tasks, leave);
+      run(turn.finish(), 0, rows, part, parts, board.scratch);
+      meet(parts);
+    } else if (n + 1 < count && leave.tasks > 0) {
+      hand.share(leave.tasks, leave);
+    }
+  }
+  // What the last one's ring gives up and what the network makes of what was found do not meet.
+  const Turn last = turn_of(count - 1);
+  const Leave leave(last);
+  const int64_t leaving = few(count - 1) ? 0 : leave.tasks;
   hand.share(leaving + shares, [&](int64_t task) {
     if (task < leaving) return leave(task);
-    rows_of_share(task - leaving, [&](int64_t begin, int64_t end) {
-      prepare(finish, end - begin, scratch);
-      run(finish, begin, end, 0, 1, scratch);
-    });
+    const Stretch& share = board.shares[task - leaving];
+    const Finish finish = turn_of(share.step).finish();
+    prepare(finish, share.end - share.begin, scratch);
+    run(finish, share.begin, share.end, 0, 1, scratch);
   });
 }
 
 void Board::resize(const Step* steps, int64_t count, int64_t threads) {
   const StackLayer& any = steps[0].layers[0];
-  int64_t few = 0, most = 0, room = 0;
+  int64_t fewest = 0, most = 0, all = 0, room = 0;
+  first.clear();
   for (const Step* step = steps; step < steps + count; ++step) {
     const int64_t rows = step->batch * step->length;
-    most = std::max(most, rows);
-    if (rows < kFew * threads) few = std::max(few, rows);
+    first.push_back(all);
+    all += rows, most = std::max(most, rows);
+    if (few(*step, threads)) fewest = std::max(fewest, rows);
     if (step->length < kSearched) {
       Few job{};
       job.batch = step->batch, job.heads = step->kv_heads, job.queries = step->heads / step->kv_heads * step->length, job.size = step->size;
       room = std::max(room, tasks_of(job) * threads * room_of(job));
     }
   }
-  scratch.narrow.resize(few, any.qkv.inputs);
-  scratch.broad.resize(few, any.down.inputs);
-  scratch.wide.resize(few * std::max(any.qkv.outputs, any.down.inputs));
-  for (auto* heads : {&query, &near, &found, &asked}) heads->resize(most * steps[0].size * steps[0].heads);
-  for (auto* heads : {&key, &value}) heads->resize(most * steps[0].size * steps[0].kv_heads);
+  scratch.narrow.resize(fewest, any.qkv.inputs);
+  scratch.broad.resize(fewest, any.down.inputs);
+  scratch.wide.resize(fewest * std::max(any.qkv.outputs, any.down.inputs));
+  for (auto* heads : {&query, &near, &found}) heads->resize(all * steps[0].size * steps[0].heads);
+  for (auto* heads : {&key, &value}) heads->resize(all * steps[0].size * steps[0].kv_heads);
+  asked.resize(most * steps[0].size * steps[0].heads);
   for (auto* each : {&eager, &slopes}) each->resize(most * steps[0].heads);
   parts.resize(room);
   if ((int64_t)plans.size() < count) plans.resize(count);
+  share_out(steps, count, threads);
+}
+
+// As many shares as threads can take alike, none of many more rows than `kShare`, and of whole groups of rows but for the last.
+void Board::share_out(const Step* steps, int64_t count, int64_t threads) {
+  std::vector<int64_t> wanted(count);
+  int64_t total = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    wanted[n] = few(steps[n], threads) ? 0 : (steps[n].batch * steps[n].length + kShare - 1) / kShare;
+    total += wanted[n];
+  }
+  for (int64_t n = 0; total % threads != 0; n = (n + 1) % count) {
+    if (wanted[n] > 0) ++wanted[n], ++total;
+  }
+  shares.clear();
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t rows = steps[n].batch * steps[n].length, groups = (rows + kRows - 1) / kRows;
+    for (int64_t i = 0; i < wanted[n]; ++i) {
+      const int64_t begin = groups * i / wanted[n] * kRows, end = std::min(rows, groups * (i + 1) / wanted[n] * kRows);
+      if (begin < end) shares.push_back({n, begin, end});
+    }
+  }
+  std::stable_sort(shares.begin(), shares.end(), [](const Stretch& a, const Stretch& b) { return a.end - a.begin > b.end - b.begin; });
 }
 
 void run(const Step* steps, int64_t count, Board& board, int part, int parts) {
   Hand hand{part, parts, board.turns};
   hand.share(count, [&](int64_t index) { board.plans[index].make(steps[index]); });
-  for (int64_t layer = 0; layer < steps[0].number; ++layer) {
-    for (int64_t index = 0; index < count; ++index) run(steps[index], layer, board.plans[index], board, hand);
-  }
+  for (int64_t layer = 0; layer < steps[0].number; ++layer) run(steps, count, layer, board, hand);
 }
 
 }  // namespace
