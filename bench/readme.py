@@ -13,6 +13,7 @@ RESULTS = ROOT / "bench" / "results"
 _RECALL, _ENGINE = "<!-- measured: python -m bench.readme -->\n", "<!-- measured engine: python -m bench.readme -->\n"
 _END = "<!-- end of measured -->\n"
 
+_BFLOAT16 = "bfloat16"
 _TASKS = {
     "passkey": "5-digit passkey in filler, exact",
     "needle": "7-digit needle in a novel, digits right",
@@ -44,13 +45,17 @@ def measured(results: Path = RESULTS / "recall.json") -> str:
         cells = (
             _TASKS[row["task"]] + (f", at the {row['depth']}" if row["depth"] in ("start", "middle", "end") else ""),
             f"{row['length']:,}",
-            row["mechanism"].replace("_", " "),
+            row["mechanism"].replace("_", " ") + _rounded(row.get("weights", _BFLOAT16)),
             f"{row['state_bytes'] / 2**20:.1f} MiB",
             f"{row['trials']:,}",
             figure,
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _rounded(weights: str) -> str:
+    return "" if weights == _BFLOAT16 else f", weights {weights}"
 
 
 def measured_engine(results: Path = RESULTS / "engine.json") -> str:

@@ -10,9 +10,9 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -24,6 +24,7 @@ from models.evaluate.reading import ROOM, Reader, full_attention_reader, memory_
 from models.evaluate.results import Result, Results
 from models.evaluate.trials import Trials
 from models.load import Offer, load_offers
+from models.quantized import Precision
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
@@ -34,14 +35,17 @@ COMPARED = 4_096
 SCORED_FROM = 2_048
 """Tokens that a memory has read when its likelihood begins to count."""
 TASKS = ("passkey", "needle", "multikey", "rewrite", "facts", "nll")
+BFLOAT16 = "bfloat16"
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class Compared(Result):
-    """`of_full` is the share of those facts that full attention finds at 4,096 tokens; None where nothing was compared."""
+    """`of_full` is the share of those facts that full attention finds at 4,096 tokens; None where nothing was compared. `weights`
+    is their precision."""
 
     of_full: float | None = None
+    weights: str = BFLOAT16
 
 
 class Recall(Evaluation):
@@ -50,6 +54,8 @@ class Recall(Evaluation):
     def __init__(self, trials: Trials, results: Results) -> None:
         super().__init__(trials, results)
         self._found_by_all: list[float] = []
+        self.weights: dict[str, str] = {}
+        """Precision of readers' weights by their names, if not bfloat16."""
 
     def facts(self, reader: Reader, length: int, rounds: int) -> None:
         """See `Trials.facts`. Full attention over 4,096 tokens comes first: the others are compared with it."""
@@ -62,22 +68,25 @@ class Recall(Evaluation):
 
     def add(self, result: Result) -> None:
         """Add a row."""
-        super().add(result if isinstance(result, Compared) else Compared(**asdict(result)))
+        of_full = result.of_full if isinstance(result, Compared) else None
+        measured = {one.name: getattr(result, one.name) for one in fields(Result)}
+        weights = self.weights.get(result.mechanism, BFLOAT16)
+        super().add(Compared(**measured, of_full=of_full, weights=weights))
 
     def nll(self, reader: Reader, length: int) -> None:
         """Likelihood of the book's tokens behind the first 2,048."""
         self.note(reader, "nll", length, reader.losses(self.trials.book[:length])[SCORED_FROM:].tolist(), "")
 
 
-def offer_reader(model: str, offer: str) -> Reader:
-    """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}, and what its
-    "weights" are rounded to: int8 or int4."""
+def offer_reader(model: str, offer: str, weights: str = BFLOAT16) -> Reader:
+    """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}; its weights may be
+    rounded to int8 or int4."""
     chosen: dict[str, Any] = json.loads(offer) if offer.startswith("{") else {"memory": offer}
     adapter = Path(chosen["adapter"]) if "adapter" in chosen else None
     [loaded] = load_offers(
         [Offer(model, chosen["memory"], chosen.get("options", {}), adapter=adapter)],
         dtype=torch.bfloat16,
-        quantize=chosen.get("weights"),
+        quantize=None if weights == BFLOAT16 else cast(Precision, weights),
     ).values()
     return memory_reader(chosen["memory"], loaded)
 
@@ -123,8 +132,11 @@ WHOLE = (
 class Measuring:
     """The readers of one run, each loaded when it is first asked for."""
 
-    def __init__(self, recall: Recall, checkpoint: Checkpoint, model: str, missing: bool) -> None:
+    def __init__(
+        self, recall: Recall, checkpoint: Checkpoint, model: str, *, missing: bool, weights: str = BFLOAT16
+    ) -> None:
         self._recall, self._checkpoint, self._model, self._missing = recall, checkpoint, model, missing
+        self._weights = weights
         self._readers: dict[str, Reader] = {}
         self._all_attended = False
 
@@ -172,7 +184,8 @@ class Measuring:
             elif offer == SMALL_WINDOW:
                 reader = window_reader(self._checkpoint, self._reader("slots").model.decoder.memory.config)
             else:
-                reader = offer_reader(self._model, offer)
+                reader = offer_reader(self._model, offer, self._weights)
+                self._recall.weights[reader.name] = self._weights
             self._readers[offer] = reader
         return self._readers[offer]
 
@@ -193,7 +206,18 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m bench.recall", description="Measure what a session still knows.")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--book", type=Path, help="a long plain text as haystack; default: generated prose")
+    parser.add_argument(
+        "--book",
+        type=Path,
+        nargs="+",
+        help="a long plain text as haystack, or several, one behind the other; default: generated prose",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=(BFLOAT16, "int8", "int4"),
+        default=BFLOAT16,
+        help="precision of the weights of memories; controls have bfloat16",
+    )
     parser.add_argument("--quick", action="store_true", help="short lengths, few trials")
     parser.add_argument("--only", nargs="*", choices=TASKS)
     parser.add_argument(
@@ -205,16 +229,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
-    book = options.book.read_text(encoding="utf-8") if options.book else probes.prose(random.Random(0), 1_000_000)
+    books = [book.read_text(encoding="utf-8") for book in options.book or ()]
+    book = "\n\n".join(books) if books else probes.prose(random.Random(0), 1_000_000)
     trials = Trials(Tokenizer.of(checkpoint.tokenizer), book)
     recall = Recall(trials, Results(options.out, console.print))
     if options.offer:
-        reader = offer_reader(options.model, options.offer)
+        reader = offer_reader(options.model, options.offer, options.weights)
+        recall.weights[reader.name] = options.weights
         for length in options.lengths:
             recall.passkey_by_depth(reader, length, options.trials)
         return
     chosen = [one for one in (QUICK if options.quick else WHOLE) if one.task in (options.only or TASKS)]
-    Measuring(recall, checkpoint, options.model, options.missing).measure(chosen)
+    Measuring(recall, checkpoint, options.model, missing=options.missing, weights=options.weights).measure(chosen)
     Console().print(table(recall.results.rows))
     print(f"wrote {options.out}")
 

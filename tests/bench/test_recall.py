@@ -23,12 +23,14 @@ WANTED = (
 )
 
 
-def measured(model: Path, out: Path, figures: tuple[Figures, ...], *, missing: bool) -> list[tuple[str, str, str, int]]:
+def measured(
+    model: Path, out: Path, figures: tuple[Figures, ...], *, missing: bool, weights: str = "bfloat16"
+) -> list[tuple[str, str, str, int]]:
     """What one run writes down: mechanism, task, depth, trials."""
     checkpoint = load_checkpoint(str(model), dtype=torch.bfloat16)
     trials = Trials(Tokenizer.of(checkpoint.tokenizer), prose(random.Random(0), 20_000))
     recall = Recall(trials, Results(out, lambda _: None))
-    Measuring(recall, checkpoint, str(model), missing).measure(figures)
+    Measuring(recall, checkpoint, str(model), missing=missing, weights=weights).measure(figures)
     return [(row.mechanism, row.task, row.depth, row.trials) for row in recall.results.rows]
 
 
@@ -52,6 +54,13 @@ def test_what_the_book_is_too_short_for_is_left_out_and_said(
     long = (Figures("window", "nll", 10**6, 1), Figures("window", "needle", 10**6, 5))
     assert measured(tiny_model, tmp_path / "recall.json", long, missing=False) == []
     assert "needle at 1,000,000 is left out: the book has" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_was_rounded_is_said_of_memories_and_not_of_controls(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "recall.json"
+    measured(tiny_model, out, WANTED[:2], missing=False, weights="int8")
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert {(row["mechanism"], row["weights"]) for row in rows} == {("window", "bfloat16"), ("infini delta", "int8")}
 
 
 def test_facts_are_measured_in_whole_rounds() -> None:
