@@ -93,6 +93,7 @@ struct Hand {
   // All tasks; nobody goes on before they are done.
   template <class Use>
   void share(int64_t tasks, const Use& use) {
+    if (tasks == 0) return;  // and so do all others
     if (part == 0) turns.taken[(round + 2) % 3] = 0;  // of the round before, which all have left
     for (int64_t task; (task = turns.taken[round % 3]++) < tasks;) use(task);
     ++round;
@@ -359,10 +360,10 @@ void run(const Step* steps, int64_t count, int64_t index, Board& board, Hand& ha
     attend(turn, hand);
     const Leave leave(turn);
     if (few(n)) {
-      if (leave.tasks > 0) hand.share(leave.tasks, leave);
+      hand.share(leave.tasks, leave);
       run(turn.finish(), 0, rows, part, parts, board.scratch);
       meet(parts);
-    } else if (n + 1 < count && leave.tasks > 0) {
+    } else if (n + 1 < count) {
       hand.share(leave.tasks, leave);
     }
   }
