@@ -24,7 +24,7 @@ from server.worker.runner import Feed, Sample
 from server.worker.runners import Runners
 from server.worker.scheduler import Batch, Candidate, Limits, plan
 from server.worker.session import Session
-from server.worker.shares import READ, SAMPLED, Shares
+from server.worker.shares import Shares, cost
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -133,7 +133,7 @@ class Engine:
             assert session.row is not None
             session.served = self._step
             self._residency.touch(key)
-            self._shares.charge(session.tenant, count * READ if session.generation is None else max(count, SAMPLED))
+            self._shares.charge(session.tenant, cost(count, session.generation is not None))
             tokens = [session.pending[index] for index in range(count)]
             ahead = len(session.pending) - count
             voice = session.generation.voice if session.generation is not None and not ahead else None

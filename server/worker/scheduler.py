@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
-from server.worker.shares import READ, SAMPLED
+from server.worker.shares import cost
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan(candidates: Iterable[Candidate], limits: Limits, had: Callable[[str], f
         if len(decode) == limits.max_batch:
             break
         decode.append(candidate)
-        account[candidate.tenant] += SAMPLED if candidate.generating else READ
+        account[candidate.tenant] += cost(1, candidate.generating)
     streaming = any(candidate.generating for candidate in decode)
     budget = limits.prefill_tokens_beside(len(decode)) if streaming else limits.prefill_tokens
     prefill = []
@@ -67,7 +67,7 @@ def plan(candidates: Iterable[Candidate], limits: Limits, had: Callable[[str], f
             break
         count = min(candidate.pending, budget)
         prefill.append((candidate.key, count))
-        account[candidate.tenant] += count * READ
+        account[candidate.tenant] += cost(count, candidate.generating)
         budget -= count
     if not decode and not prefill:
         return None

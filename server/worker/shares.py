@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-READ = 1.0
-"""What a token that is read counts."""
-SAMPLED = 3.0
-"""What a sampled one counts: in a step of eight sessions it takes about as long as reading three (bench/results/engine.json)."""
+_SAMPLED = 3.0
+"""What a sampled token counts, if one that is read counts 1: in a step of eight sessions it takes about as long as reading three
+(bench/results/engine.json)."""
+
+
+def cost(tokens: int, generating: bool) -> float:
+    """What a session's part of a step counts: so many tokens that are fed, and for one that generates a sampled one."""
+    return max(tokens, _SAMPLED) if generating else float(tokens)
 
 
 class Shares:
