@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -19,7 +19,7 @@ from server.worker.generating import advance
 from server.worker.journal import Journal
 from server.worker.metrics import WorkerMetrics
 from server.worker.pace import Pace
-from server.worker.residency import Holder, Residency, leavers
+from server.worker.residency import Holder, Queued, Residency, in_turn, leavers
 from server.worker.runner import Feed, Sample
 from server.worker.runners import Runners
 from server.worker.scheduler import Batch, Candidate, Limits, plan
@@ -163,7 +163,13 @@ class Engine:
     def _admit(self) -> None:
         """Give rows to sessions that have work and none, and send others away where there are too few: see `leavers`."""
         waiting = self._waiting()
-        for session in self._in_turn(waiting):
+        now = time.monotonic()
+        for session in waiting:
+            session.queued_at = session.queued_at or now
+        rows = Counter(session.tenant for session in self.sessions.values() if self._residency.holds(session.key))
+        queue = [Queued(one.key, one.tenant, one.queued_at or now, self._shares.had(one.tenant)) for one in waiting]
+        for key in in_turn(queue, rows):
+            session = self.sessions[key]
             row = self._residency.take(session.key, session.pair)
             if row is not None:
                 self._move(session, self._move_in(session, row))
@@ -171,7 +177,6 @@ class Engine:
         if not short:
             return
         short.subtract(other.pair for other in self.sessions.values() if other.moving and other.row is not None)
-        now = time.monotonic()
         holders = [holder for key in self._residency.by_age if (holder := self._holder(key, now)) is not None]
         for key in leavers(short, holders, now):
             leaving = self.sessions[key]
@@ -189,19 +194,6 @@ class Engine:
             # One that was dropped on its way in has its row until it arrives.
             and not self._residency.holds(session.key)
         ]
-
-    def _in_turn(self, waiting: Sequence[Session]) -> list[Session]:
-        """The same, in the order in which they get rows: turn by turn those of the tenants with the fewest, of one tenant who has
-        waited longest first."""
-        now = time.monotonic()
-        rows = Counter(session.tenant for session in self.sessions.values() if self._residency.holds(session.key))
-        order: list[tuple[int, float, int, Session]] = []
-        for session in waiting:
-            session.queued_at = session.queued_at or now
-        for session in sorted(waiting, key=lambda session: session.queued_at or now):
-            order.append((rows[session.tenant], self._shares.had(session.tenant), len(order), session))
-            rows[session.tenant] += 1
-        return [session for *_, session in sorted(order, key=lambda one: one[:3])]
 
     def _move(self, session: Session, move: Coroutine[Any, Any, None]) -> None:
         session.moving = True

@@ -53,6 +53,26 @@ class Residency:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """A session that waits for a row, since when, and what was done for its tenant so far."""
+
+    key: str
+    tenant: str
+    since: float
+    had: float
+
+
+def in_turn(queue: Sequence[Queued], rows: Mapping[str, int]) -> list[str]:
+    """Who gets the next rows, in this order, if tenants hold so many: turn by turn the tenants with the fewest, those for whom less
+    was done first; of one tenant who has waited longest."""
+    held, order = Counter(rows), list[tuple[int, float, float, str]]()
+    for one in sorted(queue, key=lambda one: one.since):
+        order.append((held[one.tenant], one.had, one.since, one.key))
+        held[one.tenant] += 1
+    return [key for *_, key in sorted(order)]
+
+
+@dataclass(frozen=True)
 class Holder:
     """A resident session that could leave.
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.pairs import Pair
-from server.worker.residency import TURN_SECONDS, Holder, Residency, leavers
+from server.worker.residency import TURN_SECONDS, Holder, Queued, Residency, in_turn, leavers
 
 ONE, OTHER = Pair("m", "window"), Pair("m", "slots")
 
@@ -86,3 +86,10 @@ def test_the_tenant_with_the_most_rows_gives_them() -> None:
 def test_rows_are_of_one_pair() -> None:
     there = [holder("one", since=1.0), holder("other", since=2.0, pair=OTHER)]
     assert leavers({OTHER: 1}, there, NOW) == ["other"]
+
+
+def test_rows_go_to_the_tenants_with_the_fewest_turn_by_turn() -> None:
+    many = [Queued(f"many {number}", "many", float(number), 5.0) for number in range(3)]
+    queue = [*reversed(many), Queued("one", "one", 9.0, 7.0), Queued("other", "other", 9.0, 6.0)]
+    assert in_turn(queue, {}) == ["many 0", "other", "one", "many 1", "many 2"]
+    assert in_turn(queue, {"many": 2}) == ["other", "one", "many 0", "many 1", "many 2"]
