@@ -122,6 +122,12 @@ class MemoryState:
         """An independent copy of the selected rows."""
         return MemoryState({name: self.read(name).clone() for name in self._tensors})
 
+    def repeat(self, batch: int) -> MemoryState:
+        """B sessions that have read what the only one here has."""
+        return MemoryState(
+            {name: tensor.repeat(batch, *(1,) * (tensor.dim() - 1)) for name, tensor in self.tensors().items()}
+        )
+
     def copy_from(self, other: MemoryState) -> None:
         """Overwrite the selected rows with the rows of `other`, which has the same spec and batch."""
         for name in self._tensors:

@@ -26,9 +26,18 @@ class UnrolledState(MemoryState):
     @classmethod
     def start(cls, spec: Spec, batch: int, device: torch.device | str = "cpu") -> UnrolledState:
         """B sessions that have read nothing."""
-        empty = MemoryState.empty(spec, batch, device).tensors()
-        parts = {name: list(tensor.unbind(1)) for name, tensor in empty.items() if tensor.dim() > 2}
-        return cls(parts, {name: tensor for name, tensor in empty.items() if name not in parts})
+        return cls._split(MemoryState.empty(spec, batch, device).tensors())
+
+    @classmethod
+    def repeated(cls, state: MemoryState, batch: int) -> UnrolledState:
+        """B sessions that have read what the only one of `state` has; nothing is copied before it changes."""
+        whole = {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in state.tensors().items()}
+        return cls._split(whole)
+
+    @classmethod
+    def _split(cls, tensors: Mapping[str, Tensor]) -> UnrolledState:
+        parts = {name: list(tensor.unbind(1)) for name, tensor in tensors.items() if tensor.dim() > 2}
+        return cls(parts, {name: tensor for name, tensor in tensors.items() if name not in parts})
 
     def detached(self) -> UnrolledState:
         """The same sessions, cut off from all that was computed so far (truncated backpropagation)."""

@@ -20,6 +20,7 @@ from rich.progress import Progress as Bar
 from models.adapt.adaptation import OBJECTIVES, Adaptation, base_of, objective, objectives
 from models.adapt.evaluate import Trials, accuracy
 from models.adapt.settings import TrainSettings
+from models.adapt.tasks.retrieval import filler, halves, stretches
 from models.adapt.train import Progress, Trainer
 from models.adapter import resume_adapter, save_adapter
 from models.arguments import read_book, settings
@@ -105,6 +106,12 @@ def main() -> None:
         help="try each objective on sequences of another seed, as long as those of the step; 0: never",
     )
     parser.add_argument("--trials", type=int, default=4, help="how many such sequences")
+    parser.add_argument(
+        "--ahead",
+        type=int,
+        default=0,
+        help="segments of filler and book that were read before each sequence begins, without learning from them",
+    )
     parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="file to save the training in, and to go on from")
@@ -146,6 +153,7 @@ def adapt(options: argparse.Namespace) -> None:
         warmup=5,
         truncate=options.truncate,
         reach=options.reach,
+        ahead=options.ahead,
         carry=options.carry,
         seed=options.seed,
     )
@@ -153,7 +161,15 @@ def adapt(options: argparse.Namespace) -> None:
     book = tokenizer.encode(text, start=False)
     task = objectives(options.objectives, tokenizer, book, imitate=options.imitate)
     tried = {name: objective(name, tokenizer, book) for name in options.objectives} if options.evaluate_every else {}
-    trainer = Trainer(decoder, task, training, options.checkpoint, save_every=20, base=base_of(decoder, weights))
+    trainer = Trainer(
+        decoder,
+        task,
+        training,
+        options.checkpoint,
+        save_every=20,
+        base=base_of(decoder, weights),
+        haystack=halves(filler(tokenizer), stretches(book)),
+    )
     curve = options.curve or options.out.with_suffix(".csv")
     curve.parent.mkdir(parents=True, exist_ok=True)
     learned = sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)

@@ -38,6 +38,9 @@ class TrainSettings:
     reach: int = 0
     """Segments at the end of a sequence that the model itself learns from; before them the memory alone learns what to write,
     which costs less than half as much. 0: all of the sequence."""
+    ahead: int = 0
+    """Segments of haystack that have been read before each sequence, without gradients, so that the memory is as full as in a
+    long session. They are read anew every 20 steps, once for all sequences: long contexts at the price of short ones."""
     carry: float = 0.0
     """The probability that a step begins with the state in which the last one ended (random state passing, arXiv 2404.09173)."""
     seed: int = 0
@@ -53,7 +56,7 @@ class TrainSettings:
                 raise ConfigError(f"{name} of a training must be above 0, not {getattr(self, name)}")
         if self.memory_learning_rate is not None and self.memory_learning_rate <= 0:
             raise ConfigError(f"memory_learning_rate of a training must be above 0, not {self.memory_learning_rate}")
-        for name in ("weight_decay", "warmup", "truncate", "reach"):
+        for name in ("weight_decay", "warmup", "truncate", "reach", "ahead"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} of a training must not be negative, but is {getattr(self, name)}")
         if self.reach and self.truncate:

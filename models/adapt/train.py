@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,9 +17,14 @@ from models.adapt.curriculum import Curriculum
 from models.adapt.optimizer import build_optimizer, warm_up
 from models.adapt.settings import TrainSettings
 from models.adapt.tasks.base import Batch, Task
+from models.adapt.tasks.retrieval import Haystack
+from models.errors import ConfigError
 from models.state import MemoryState
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
+
+_AHEAD_FOR = 20
+"""Steps that begin with the same haystack in memory; reading it costs about as much as one of them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Trainer:
     """Teaches one decoder one task. The same seed and settings give the same model on the same machine.
 
     What asks for gradients in the decoder is trained, be it all or a memory alone. `base` is what batches that imitate are
-    compared with. With a `checkpoint` path a run goes on from
+    compared with, `haystack` what is read ahead where the settings want that. With a `checkpoint` path a run goes on from
     there, if the file exists, and saves itself every `save_every` steps and at the end.
     """
 
@@ -50,13 +56,18 @@ class Trainer:
         checkpoint: Path | None = None,
         save_every: int = 200,
         base: Decoder | None = None,
+        haystack: Haystack | None = None,
     ) -> None:
+        if settings.ahead and haystack is None:
+            raise ConfigError("to read ahead a training needs a haystack")
         self._decoder, self._task, self._settings, self._base = decoder, task, settings, base
+        self._haystack = haystack
         self._checkpoint, self._save_every = checkpoint, save_every
         self._optimizer = build_optimizer(decoder, settings)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._curriculum = Curriculum(settings)
         self._carried: UnrolledState | None = None
+        self._begun: dict[str, MemoryState] = {}
         self._before = 0.0
         self._began = time.monotonic()
         self.progress = Progress(0, self._curriculum.segments, float("nan"), 0.0, 0.0, False)
@@ -79,11 +90,13 @@ class Trainer:
         """One batch and one step of the optimizer."""
         settings, number = self._settings, self.progress.step
         warm_up(self._optimizer, settings, number)
+        if settings.ahead and number % _AHEAD_FOR == 0:
+            self._begin()
         longest = self._curriculum.segments
         segments = self._curriculum.draw(self._generator)
         length = segments * self._decoder.memory.config.segment
         batch = self._task.batch(self._generator, settings.batch, length)
-        loss, accuracy = self._learn(batch, self._start())
+        loss, accuracy = self._learn(batch, *self._start())
         trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)
         self._optimizer.step()
@@ -104,16 +117,37 @@ class Trainer:
         progress, settings = self.progress, self._settings
         return progress.done or progress.step >= settings.steps or progress.seconds >= settings.seconds
 
-    def _start(self) -> UnrolledState:
+    def _begin(self) -> None:
+        """Read the haystack that the next steps begin behind."""
+        settings, segment = self._settings, self._decoder.memory.config.segment
+        assert self._haystack is not None
+        source = random.Random(int(torch.randint(2**62, (), generator=self._generator)))
+        tokens = torch.tensor([self._haystack(source, settings.ahead * segment)], device=self._decoder.device)
+        with torch.no_grad():
+            for who, decoder in self._readers().items():
+                self._begun[who] = decoder.run(tokens, decoder.empty_state())[1]
+
+    def _readers(self) -> dict[str, Decoder]:
+        """Who reads what the steps begin behind: the model that learns, and what it is compared with."""
+        return {"learning": self._decoder} | ({} if self._base is None else {"base": self._base})
+
+    def _start(self) -> tuple[UnrolledState, MemoryState | None]:
+        """Where the sequences of a step begin, and where the base model does."""
+        batch, example = self._settings.batch, None
         passed = float(torch.rand((), generator=self._generator)) < self._settings.carry
         if passed and self._carried is not None:
-            return self._carried
-        return UnrolledState.start(self._decoder.spec(), self._settings.batch, self._decoder.device)
+            return self._carried, None if self._base is None else self._base.empty_state(batch)
+        if self._base is not None:
+            example = self._begun["base"].repeat(batch) if self._begun else self._base.empty_state(batch)
+        if self._begun:
+            return UnrolledState.repeated(self._begun["learning"], batch), example
+        return UnrolledState.start(self._decoder.spec(), batch, self._decoder.device), example
 
-    def _learn(self, batch: Batch, state: UnrolledState) -> tuple[float, float]:
+    def _learn(self, batch: Batch, state: UnrolledState, example: MemoryState | None = None) -> tuple[float, float]:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory = self._decoder.memory
-        example = self._base.empty_state(len(batch.tokens)) if self._base is not None and batch.imitate else None
+        if not batch.imitate:
+            example = None
         memory.losses = []
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0
@@ -173,6 +207,7 @@ class Trainer:
                 "curriculum": self._curriculum.save(),
                 "generator": self._generator.get_state(),
                 "carried": carried,
+                "begun": {who: begun.tensors() for who, begun in self._begun.items()},
             },
         )
 
@@ -190,6 +225,7 @@ class Trainer:
             self._carried = UnrolledState.start(self._decoder.spec(), self._settings.batch, self._decoder.device)
             for name, tensor in saved["carried"].items():
                 self._carried.write(name, tensor)
+        self._begun = {who: MemoryState(tensors) for who, tensors in saved["begun"].items()}
         self.progress = Progress(
             step=saved["counts"]["step"],
             segments=self._curriculum.segments,

@@ -40,6 +40,20 @@ def test_detached_sessions_pass_no_gradient_back_and_go_on_as_they_were(checkpoi
     assert ((long[early] - long[unread]).abs().amax(dim=1) > 1).all()
 
 
+def test_repeated_sessions_have_read_the_same_and_leave_it_alone(checkpoint: Checkpoint) -> None:
+    decoder = build(checkpoint, CompressiveConfig(32, 16, 4, entries=10))
+    state = decoder.empty_state()
+    feed(decoder, state, random_tokens(decoder, 70))
+    before = state.clone()
+    repeated = UnrolledState.repeated(state, 3)
+    more = torch.tensor([random_tokens(decoder, 40, seed=row) for row in range(3)])
+    logits, _ = decoder(more, repeated, logits="all")
+    plain, _ = decoder(more, state.repeat(3), logits="all")
+    torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-4)
+    for name, tensor in state.tensors().items():
+        assert torch.equal(tensor, before.tensors()[name]), name
+
+
 def test_rows_of_an_unrolled_state_advance_together(checkpoint: Checkpoint) -> None:
     state = UnrolledState.start(build(checkpoint, window_config()).spec(), 3)
     with pytest.raises(AssertionError, match="together"):

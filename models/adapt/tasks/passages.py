@@ -21,7 +21,7 @@ class Passages:
 
     encoded: Tensor = field(repr=False)
     vocab_size: int
-    share: float = 0.25
+    share: float = 0.1
     imitate: float = 0.0
 
     @property

@@ -101,20 +101,12 @@ class Retrieval:
 
 def passkey_task(tokenizer: Tokenizer, depth: float | None = None) -> Retrieval:
     """The passkey task of Mohtashami and Jaggi (arXiv 2305.16300), between repetitions of its filler."""
-    longest: list[int] = []
-
-    def haystack(_: random.Random, count: int) -> list[int]:
-        repeats = 32
-        while len(longest) < count:
-            longest[:] = tokenizer.encode(passkey_haystack(repeats), start=False)
-            repeats *= 2
-        return longest[:count]
 
     def draw(source: random.Random) -> Hidden:
         key = passkey(source)
         return Hidden((key.sentence,), key)
 
-    return Retrieval("passkey", tokenizer, draw, haystack, around="\n{}\n", depth=depth)
+    return Retrieval("passkey", tokenizer, draw, filler(tokenizer), around="\n{}\n", depth=depth)
 
 
 def needle_task(tokenizer: Tokenizer, book: Sequence[int], keys: int = 1) -> Retrieval:
@@ -149,6 +141,30 @@ def copy_task(tokenizer: Tokenizer, book: Sequence[int], words: int = 12) -> Ret
         return Hidden((f"{cue}{listed}.",), Needle(f"{cue}{listed}.", cue, listed))
 
     return Retrieval("copy", tokenizer, draw, stretches(book))
+
+
+def filler(tokenizer: Tokenizer) -> Haystack:
+    """Repetitions of what passkeys are hidden in, the same for every draw."""
+    longest: list[int] = []
+
+    def begin(_: random.Random, count: int) -> list[int]:
+        repeats = 32
+        while len(longest) < count:
+            longest[:] = tokenizer.encode(passkey_haystack(repeats), start=False)
+            repeats *= 2
+        return longest[:count]
+
+    return begin
+
+
+def halves(one: Haystack, other: Haystack) -> Haystack:
+    """Of each haystack one half, in an order that is drawn."""
+
+    def both(source: random.Random, count: int) -> list[int]:
+        first, second = (one, other) if source.random() < 0.5 else (other, one)
+        return [*first(source, count // 2), *second(source, count - count // 2)]
+
+    return both
 
 
 def stretches(book: Sequence[int]) -> Haystack:

@@ -18,8 +18,16 @@ from models.load import LoadedModel, Offer, load_offers
 RING = {"window": 32, "segment": 32}
 OPTIONS: dict[str, dict[str, Any]] = {
     "infini": {**RING, "rule": "gated_delta", "projections": True, "gate_init": 0.0},
-    "feedback": {**RING, "tokens": 4, "gate_init": 0.0},
-    "continuous": {**RING, "basis": 24, "samples": 20, "widths": [0.03, 0.06], "gate_init": 0.0},
+    "feedback": {**RING, "tokens": 4, "gate_init": 0.0, "gated": True, "limit": 4},
+    "continuous": {
+        **RING,
+        "basis": 24,
+        "samples": 20,
+        "widths": [0.03, 0.06],
+        "gate_init": 0.0,
+        "density": "gibbs",
+        "gated": True,
+    },
     "compressive": {**RING, "compression": "conv"},
     "memorizing": {**RING, "entries": 64, "gate": "learned", "gate_init": 0.0},
     "slots": {**RING, "heads": [[0, 0]], "slots": 64},
@@ -48,7 +56,7 @@ def curve(adapter: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("memory", OPTIONS)
 def test_what_it_writes_is_served_over_the_same_model(tiny_model: Path, tmp_path: Path, memory: str) -> None:
     out = tmp_path / "learned.safetensors"
-    done = adapt(tiny_model, out, memory, "--objectives", "passkey=1,text=1")
+    done = adapt(tiny_model, out, memory, "--objectives", "passkey=1,text=1", "--ahead", "3")
     assert done.returncode == 0, done.stderr
     changed, plain = served(tiny_model, memory, out), served(tiny_model, memory, None)
     assert changed.kind.memory != plain.kind.memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,18 @@ def test_the_same_seed_gives_the_same_model_and_another_one_another() -> None:
     assert not torch.equal(models[0].weights.embedding, models[2].weights.embedding)
 
 
-@pytest.mark.parametrize("carry", [0.0, 0.7])
-def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, carry: float) -> None:
-    settings = replace(SETTINGS, steps=6, carry=carry, advance_at=0.0, patience=1)
+def fillers(source: random.Random, count: int) -> list[int]:
+    """Filler of the task's."""
+    return [source.randrange(TASK.alphabet, TASK.alphabet + TASK.filler) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("carry", "ahead"), [(0.0, 0), (0.7, 0), (0.3, 5)])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, carry: float, ahead: int) -> None:
+    settings = replace(SETTINGS, steps=6, carry=carry, ahead=ahead, advance_at=0.0, patience=1)
     whole, cut = decoder(), decoder()
-    Trainer(whole, TASK, settings).run()
+    Trainer(whole, TASK, settings, haystack=fillers).run()
     path = tmp_path / "run" / "checkpoint.pt"
-    stopped = Trainer(cut, TASK, settings, path, save_every=1)
+    stopped = Trainer(cut, TASK, settings, path, save_every=1, haystack=fillers)
 
     def stop(progress: Progress) -> None:
         if progress.step == 4:
@@ -75,7 +81,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, car
     with pytest.raises(KeyboardInterrupt):
         stopped.run(stop)
     resumed = decoder()
-    progress = Trainer(resumed, TASK, settings, path).run()
+    progress = Trainer(resumed, TASK, settings, path, haystack=fillers).run()
     assert progress.step == 6
     assert_same(whole, resumed)
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
@@ -196,6 +202,33 @@ def test_ahead_of_its_reach_the_model_learns_nothing() -> None:
     assert not state.read("ring_keys").requires_grad
     assert state.read("infini_memory").requires_grad
     assert not model.memory_learns
+
+
+def test_sequences_begin_behind_what_was_read_ahead() -> None:
+    model, base = decoder(), decoder("window")
+    settings = replace(SETTINGS, ahead=5)
+    trainer = Trainer(model, TASK, settings, base=base, haystack=fillers)
+    trainer._begin()
+    state, example = trainer._start()
+    assert example is not None
+    assert state.values().positions == example.positions == [20] * settings.batch
+    for started in (state, example):
+        keys = started.read("ring_keys", 0)
+        assert torch.equal(keys[0], keys[-1])
+        assert keys.any()
+    assert state.read("infini_memory", 0).any()
+    batch = TASK.batch(torch.Generator().manual_seed(0), settings.batch, 12)
+    trainer._learn(replace(batch, imitate=1.0), state, example)
+    again, beside = trainer._start()  # what a step reads stays its own
+    assert beside is not None
+    assert again.values().positions == beside.positions == [20] * settings.batch
+
+
+def test_what_is_read_ahead_has_to_come_from_somewhere() -> None:
+    with pytest.raises(ConfigError, match="needs a haystack"):
+        Trainer(decoder(), TASK, replace(SETTINGS, ahead=1))
+    with pytest.raises(ConfigError, match="ahead of a training must not be negative"):
+        replace(SETTINGS, ahead=-1)
 
 
 def test_reach_and_truncation_exclude_each_other() -> None:

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from models.adapt.tasks.base import IGNORED, Batch
-from models.adapt.tasks.retrieval import Retrieval, copy_task, needle_task, passkey_task, rewrite_task
+from models.adapt.tasks.retrieval import (
+    Retrieval,
+    copy_task,
+    filler,
+    halves,
+    needle_task,
+    passkey_task,
+    rewrite_task,
+    stretches,
+)
 from models.errors import ConfigError
 from models.probes import prose
 from models.tokenizer import Tokenizer
@@ -86,6 +95,19 @@ def test_of_a_rewritten_number_the_newest_is_asked_for(tokenizer: Tokenizer, boo
         assert len(said) == 3
         assert said[-1].startswith(answer)
         assert not any(one.startswith(answer) for one in said[:-1])
+
+
+def test_half_of_a_mixed_haystack_is_filler_and_half_the_book(tokenizer: Tokenizer, book: list[int]) -> None:
+    both = halves(filler(tokenizer), stretches(book))
+    repeated, drawn = (
+        filler(tokenizer)(random.Random(0), 50),
+        {tuple(both(random.Random(seed), 101)) for seed in range(9)},
+    )
+    assert {(list(hay[:50]) == repeated, list(hay[50:100]) == repeated) for hay in drawn} == {
+        (True, False),
+        (False, True),
+    }
+    assert all(len(hay) == 101 for hay in drawn)
 
 
 def test_the_generator_alone_decides(tokenizer: Tokenizer, book: list[int]) -> None:
