@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import native
 from models.attention import Asked, Beside, Far
 from models.config import ModelConfig
 from models.errors import ConfigError
@@ -91,17 +92,21 @@ class Memorizing(Memory):
             return None
         index = self._layers[layer]
         keys, values = self._queue.read(index, state, max(filled))  # (B, K, C, d)
-        keys = keys.to(wide(self._dtype))
         counts = None if min(filled) == max(filled) else torch.tensor(filled, device=keys.device)
-        query = self._query(index, asked)  # (B, K, G, t, d)
-        rows = max(1, _SCORES // (query[..., 0, 0].numel() * max(filled)))
-        parts = [self._nearest(part, keys, values, counts) for part in query.split(rows, dim=3)]
-        out, mass = (torch.cat(part, dim=3) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+        if not self._learned and native.suits_nearest(asked.far, keys, values):
+            found = native.attend_nearest(asked.far.flatten(2, 3), keys, values, self.config.top_k, counts)
+            out, mass = found[0].view(asked.far.shape), found[1].view(asked.far.shape[:-1])
+        else:
+            query = self._query(index, asked)  # (B, K, G, t, d)
+            wide_keys = keys.to(wide(self._dtype))
+            rows = max(1, _SCORES // (query[..., 0, 0].numel() * max(filled)))
+            parts = [self._nearest(part, wide_keys, values, counts) for part in query.split(rows, dim=3)]
+            out, mass = (torch.cat(part, dim=3) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
         return Beside(
             heads=list(range(self._heads)),
             out=out,
             mass=None if self._learned else mass,
-            gate=self._by_head(self.gate[index], query).sigmoid() if self._learned else None,
+            gate=self._by_head(self.gate[index], asked.far).sigmoid() if self._learned else None,
             filled=None if counts is None else counts > 0,
         )
 

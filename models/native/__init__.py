@@ -24,6 +24,8 @@ from models.native.joint import attend_jointly as attend_jointly
 from models.native.joint import suits_jointly as suits_jointly
 from models.native.look import look_far as look_far
 from models.native.look import suits_look as suits_look
+from models.native.nearest import attend_nearest as attend_nearest
+from models.native.nearest import suits_nearest as suits_nearest
 from models.native.ring import move_sinks as move_sinks
 from models.native.ring import suits_ring as suits_ring
 from models.native.ring import write_ring as write_ring

@@ -12,6 +12,7 @@
 
 #include "few.h"
 #include "many.h"
+#include "nearest.h"
 
 extern "C" int palimpsest_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -58,6 +59,24 @@ extern "C" void palimpsest_attend_many(const Few* given, int32_t threads) {
     const int64_t pair = task / threads;
     const Span part = rows_of_part(job.queries, task % threads, threads);
     attend_many(job, pair / job.heads, pair % job.heads, part.begin, part.end, desk);
+  }
+}
+
+// See models/native/nearest.py. `counts`, by session, may be null: then all `count` keys are there.
+extern "C" void palimpsest_attend_nearest(const uint16_t* query, const uint16_t* keys, const uint16_t* values, const int64_t* counts,
+                                          int64_t batch, int64_t heads, int64_t rows, int64_t count, int64_t depth, int64_t nearest,
+                                          const int64_t* key_strides, const int64_t* value_strides, float scale, float* out,
+                                          float* mass, int32_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+  for (int64_t task = 0; task < batch * heads * threads; ++task) {
+    static thread_local Nearest desk;
+    const int64_t pair = task / threads, b = pair / heads, h = pair % heads;
+    const Span part = rows_of_part(rows, task % threads, threads);
+    const Matrix key = {keys + b * key_strides[0] + h * key_strides[1], key_strides[2]};
+    const Matrix value = {values + b * value_strides[0] + h * value_strides[1], value_strides[2]};
+    const int64_t first = pair * rows + part.begin;
+    desk.attend(query + first * depth, part.number(), key, value, counts == nullptr ? count : counts[b], depth, depth, nearest, scale,
+                out + first * depth, mass + first);
   }
 }
 
