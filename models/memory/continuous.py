@@ -6,21 +6,29 @@ The signal is X(t) = Bᵀψ(t) over N Gaussian radial basis functions ψ. A fold
 
 The paper fits the hidden vectors X and projects the coefficients: keys BWᴷ, values BWⱽ. Ridge regression is linear in the
 signal, so fitting the keys and the values themselves gives the same coefficients; that is what is done here.
+
+Two more choices. `gibbs` asks as ∞-Video does (arXiv 2501.19098): the density of a query is the softmax of its scores on the
+signal, taken at as many points as a fold samples, so that a pretrained model's heads find in the signal what they look for. The
+points stand in one softmax with the ring, seen at distance W, behind a gate. `gated` is ours: how much of a fold happens is
+learned, head by head, from the token of the segment that calls for it most. A signal that every fold contracts has lost what is
+a dozen folds old; where nothing worth a fold was read, nothing is contracted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far
+from models.attention import Asked, Beside, Far, attend_with_mass
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
+from models.memory.strength import above, check_writing, logit
 from models.state import MemoryState, Spec, TensorSpec
 
 _UNIFORM = 0.01
@@ -35,6 +43,10 @@ class ContinuousConfig(LayeredConfig):
     `samples` points of the old signal are contracted into [0, `tau`] at every fold. `sticky` samples it where the queries
     since the last fold have looked, by a histogram of `bins`. The variance of a density is at least `min_variance`; while
     training it is drawn towards `prior_width`², with the weight `prior_weight`. `gate_init` is the gates' logit.
+
+    `density` is `gaussian`, the paper's, or `gibbs`. `gated` learns how much of each fold but the first happens: `write_init`
+    before training. A fold weaker than `write_floor` does not happen at all. `write_cost` is, in training, the price in nats of a
+    fold that happens whole. All three are for `gated` alone.
 
     The defaults are the paper's for language (512 functions and samples for segments of 512, widths .005 and .01, τ = λ = .5)
     at half the size, for segments of 256.
@@ -51,6 +63,11 @@ class ContinuousConfig(LayeredConfig):
     prior_width: float = 0.05
     prior_weight: float = 1e-6
     gate_init: float = -10.0
+    density: Literal["gaussian", "gibbs"] = "gaussian"
+    gated: bool = False
+    write_init: float = 0.5
+    write_floor: float = 0.0
+    write_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +87,11 @@ class ContinuousConfig(LayeredConfig):
             raise ConfigError(f"tau must lie between 0 and 1, not {self.tau}")
         if not self.prior_weight >= 0:
             raise ConfigError(f"prior_weight must not be negative, not {self.prior_weight}")
+        if self.density not in ("gaussian", "gibbs"):
+            raise ConfigError(f"density must be gaussian or gibbs, not {self.density!r}")
+        if self.sticky and self.density != "gaussian":
+            raise ConfigError("sticky belongs to the density gaussian: leave it out with gibbs")
+        check_writing(self.write_init, self.write_floor, self.write_cost)
 
 
 class Continuous(Memory):
@@ -92,6 +114,13 @@ class Continuous(Memory):
         self._heads = list(range(model.num_kv_heads))
         self._lay_out()
         heads, size = (len(self._layers), model.num_heads), config.basis
+        self.gate = nn.Parameter(torch.full(heads, config.gate_init, dtype=self._wide))
+        if config.gated:
+            written = (len(self._layers), model.num_kv_heads)
+            self.write_weight = nn.Parameter(torch.zeros(*written, 2 * model.head_dim, dtype=self._wide))
+            self.write_offset = nn.Parameter(torch.full(written, logit(config.write_init), dtype=self._wide))
+        if config.density == "gibbs":
+            return
         generator = torch.Generator().manual_seed(0)
 
         def affine() -> nn.Parameter:
@@ -100,7 +129,6 @@ class Continuous(Memory):
 
         self.mean, self.mean_bias = affine(), nn.Parameter(torch.zeros(heads, dtype=self._wide))
         self.spread, self.spread_bias = affine(), nn.Parameter(torch.zeros(heads, dtype=self._wide))
-        self.gate = nn.Parameter(torch.full(heads, config.gate_init, dtype=self._wide))
 
     def spec(self) -> Spec:
         """N coefficients of keys and of values for every key/value head; where queries have looked, if that matters."""
@@ -123,6 +151,10 @@ class Continuous(Memory):
             return None
         index = self._layers[layer]
         rows = None if all(filled) else torch.tensor(filled, device=state.device)
+        gate = self.gate[index].sigmoid().view(-1, self._model.queries_per_kv, 1, 1)
+        if self.config.density == "gibbs":
+            out, mass = self._attend(index, state, asked.far)
+            return Beside(self._heads, out, mass=mass, gate=gate, filled=rows)
         mean, variance = self._density(index, state.read("continuous_keys", index), asked.plain.to(self._wide))
         expected = self._expected(mean, variance)  # (B, K, G, t, N)
         out = expected.flatten(2, 3) @ state.read("continuous_values", index)  # (B, K, G*t, d)
@@ -130,7 +162,6 @@ class Continuous(Memory):
             self._look(index, state, mean, variance, rows)
         if self.losses is not None:
             self.losses.append(self._prior(variance if rows is None else variance[rows]))
-        gate = self.gate[index].sigmoid().view(-1, self._model.queries_per_kv, 1, 1)
         return Beside(self._heads, out.view(asked.plain.shape), gate=gate, added=True, filled=rows)
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
@@ -143,12 +174,14 @@ class Continuous(Memory):
         taken = (taken * evicted.counted[..., None]).transpose(1, 2)[:, None]
         sampled = self._sampled(index, state)  # (samples, N), or (B, 1, samples, N)
         longest = state.read("continuous_longest", index)  # (B, K, 2)
+        strength = self._strength(index, evicted, fresh) if self.config.gated else None
         lengths = []
         for kind, (name, signal) in enumerate((("keys", evicted.keys), ("values", evicted.values))):
-            new = signal.to(self._wide)
-            old = sampled @ state.read(f"continuous_{name}", index)  # (B, K, samples, d), zero if nothing was folded
+            new, before = signal.to(self._wide), state.read(f"continuous_{name}", index)
+            old = sampled @ before  # (B, K, samples, d), zero if nothing was folded
             old = old * _shrink(old, longest[..., kind])
-            state.write(f"continuous_{name}", self._carry @ old + taken @ new, index)
+            after = self._carry @ old + taken @ new
+            state.write(f"continuous_{name}", after if strength is None else torch.lerp(before, after, strength), index)
             counted = new.detach().norm(dim=-1) * evicted.counted[:, None]
             lengths.append(counted.amax(dim=-1))
         state.write("continuous_longest", torch.maximum(longest, torch.stack(lengths, dim=-1)), index)
@@ -205,6 +238,29 @@ class Continuous(Memory):
         normal = functions.T @ functions + self.config.ridge * torch.eye(self.config.basis, dtype=positions.dtype)
         fitted: Tensor = torch.linalg.solve(normal, self._basis(positions).T)
         return fitted.T
+
+    def _attend(self, index: int, state: MemoryState, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The softmax of query (B, K, G, t, d) on the signal: (B, K, G, t, d), and its log-sum-exp (B, K, G, t), both wide."""
+        keys, values = state.read("continuous_keys", index), state.read("continuous_values", index)  # (B, K, N, d)
+        points = self._samples  # (samples, N)
+        if query.shape[2] * query.shape[3] >= query.shape[4]:
+            sampled = ((points @ signal).to(query.dtype) for signal in (keys, values))
+            out, mass = attend_with_mass(query, *sampled)
+            return out.to(self._wide), mass
+        flat = query.flatten(2, 3).to(self._wide)  # for few queries it is quicker to lay out no points
+        scores = (flat @ keys.transpose(-1, -2)) @ points.T * query.shape[-1] ** -0.5  # (B, K, G*t, samples)
+        out = (scores.softmax(dim=-1) @ points) @ values
+        return out.view(query.shape), scores.logsumexp(dim=-1).view(query.shape[:-1])
+
+    def _strength(self, index: int, evicted: Evicted, fresh: Tensor) -> Tensor:
+        """How much of a fold happens, by head, (B, K, 1, 1); all of the first one."""
+        seen = torch.cat((evicted.keys.to(self._wide), evicted.values.to(self._wide)), dim=-1)  # (B, K, S, 2d)
+        calls = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
+        calls = calls.masked_fill(~evicted.counted[:, None], torch.finfo(calls.dtype).min)
+        strength = above(calls.amax(dim=-1).sigmoid(), self.config.write_floor)  # (B, K)
+        if self.losses is not None and self.config.write_cost:
+            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        return strength.masked_fill(fresh[:, None], 1)[..., None, None]
 
     def _density(self, index: int, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance (B, K, G, t) of each query's Gaussian, for keys (B, K, N, d), query (B, K, G, t, d).

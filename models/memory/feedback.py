@@ -5,10 +5,14 @@ F asks itself and the block, passes the layer's own projections and feed-forward
 tokens of the following block see F's keys and values in the same softmax as their own. Nothing is taken from what leaves the
 ring: it was in F before.
 
-Two things are not the paper's. Of the share that the softmax gives to the feedback a learned gate a head keeps sigmoid(gate): all
-of it in the paper, hardly any before a pretrained model has learned to use it. (A bias on the scores does not close: an untrained
-key can have any score.) And the first block does not see the initial feedback, so that a model is the base model until
-there is something to remember.
+`gated` is ours: how much of an update happens is learned, token by token, from what the token was and from what it would
+become, as in the recurrent states of the Block-Recurrent Transformer (arXiv 2203.07852). What the paper adds to F at every block,
+be it of interest or not, drowns in the end whatever F held.
+
+Two more things are not the paper's. Of the share that the softmax gives to the feedback a learned gate a head keeps
+sigmoid(gate): all of it in the paper, hardly any before a pretrained model has learned to use it. (A bias on the scores does not
+close: an untrained key can have any score.) And the first block does not see the initial feedback, so that a model is the base
+model until there is something to remember.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer, rotate, wide
 from models.memory.base import Evicted, Finished, LayeredConfig, LayerReport, Mechanism, Memory, Report
+from models.memory.strength import above, check_writing, logit
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -34,11 +39,19 @@ class FeedbackConfig(LayeredConfig):
     What is carried from block to block only ever grows in the paper, until a new block hardly changes it. `limit` is the root
     mean square to which it is scaled down before a block is added; 0: never.
     `gate_init` is where the gates start, before the sigmoid: well above 0 for a model that is trained with it from scratch.
+
+    `gated` learns how much of each update happens: `write_init` before training, from the second block on. An update weaker than
+    `write_floor` does not happen at all, so that what is stored stays as it is while nothing worth a write is read. `write_cost`
+    is, in training, the price in nats of a block that is written at full strength. All three are for `gated` alone.
     """
 
     tokens: int = 64
     gate_init: float = -10.0
     limit: float = 0.0
+    gated: bool = False
+    write_init: float = 0.5
+    write_floor: float = 0.0
+    write_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +61,7 @@ class FeedbackConfig(LayeredConfig):
             )
         if not self.limit >= 0:
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
+        check_writing(self.write_init, self.write_floor, self.write_cost)
 
 
 _SCALE = 0.1
@@ -75,6 +89,11 @@ class Feedback(Memory):
         self.initial = nn.Parameter(start.to(wide(dtype)))
         gates = (len(self._layers), model.num_heads)
         self.gate = nn.Parameter(torch.full(gates, float(config.gate_init), dtype=wide(dtype)))
+        if config.gated:
+            layers = len(self._layers)
+            offset = torch.full((layers, config.tokens), logit(config.write_init), dtype=wide(dtype))
+            self.write_offset = nn.Parameter(offset)
+            self.write_weight = nn.Parameter(torch.zeros(layers, 2 * model.hidden_size, dtype=wide(dtype)))
 
     def spec(self) -> Spec:
         """The feedback of each memory layer, and what the layer projects of it, so that a read need not."""
@@ -126,6 +145,8 @@ class Feedback(Memory):
         # The initial feedback asks, but holds nothing that should be carried on (appendix B.1).
         carried = self._limited(feedback).masked_fill((finished.starts == 0)[:, None, None], 0)
         feedback = _through(weights, carried, query, keys, values)
+        if self.config.gated:
+            feedback = self._written(index, carried, feedback, finished.starts)
         state.write("feedback", feedback, index)
         _, key, value = weights.project(feedback)
         state.write("feedback_keys", rotate(key, cos, sin), index)
@@ -137,6 +158,19 @@ class Feedback(Memory):
         used = tokens * self._kv_heads if state.positions[0] >= self.config.segment else 0
         heads = tuple(range(self._kv_heads))
         return Report(tuple(LayerReport(layer, heads, tokens, used) for layer in self._layers))
+
+    def _written(self, index: int, before: Tensor, after: Tensor, starts: Tensor) -> Tensor:
+        """What becomes of the tokens `before` (B, n, D) that the block would turn into those `after`: a part of the way.
+
+        The first block is taken whole: there is nothing yet that could be kept.
+        """
+        seen = torch.cat((_normed(before), _normed(after)), dim=-1)  # (B, n, 2D)
+        strength = (seen @ self.write_weight[index] + self.write_offset[index]).sigmoid()  # (B, n)
+        strength = above(strength, self.config.write_floor)
+        if self.losses is not None and self.config.write_cost:
+            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        strength = strength.masked_fill((starts == 0)[:, None], 1)
+        return torch.lerp(before, after, strength[..., None])
 
     def _limited(self, feedback: Tensor) -> Tensor:
         """Each token of (B, n, D) scaled down to the limit."""
@@ -166,6 +200,11 @@ class Feedback(Memory):
         if layer + 1 in self._next:
             prompt = _through(weights, prompt, rotate(query, cos, sin), key, value)
             state.write("feedback", prompt, self._next[layer + 1])
+
+
+def _normed(x: Tensor) -> Tensor:
+    """x (..., D) with a root mean square of 1; 0 stays 0."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6)
 
 
 def _through(weights: Layer, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

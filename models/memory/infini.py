@@ -22,6 +22,7 @@ from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory
 from models.memory.delta_rule import gated_delta_rule
+from models.memory.strength import above, check_writing, logit
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -58,16 +59,11 @@ class InfiniConfig(LayeredConfig):
             raise ConfigError(f"normalised belongs to the rule delta: leave it out with {self.rule}")
         if not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init must be a finite number, not {self.gate_init}")
-        if not 0 < self.write_init < 1:
-            raise ConfigError(f"write_init must lie between 0 and 1, both excluded, not {self.write_init}")
         if not 0 <= self.decay_init < 1:
             raise ConfigError(
                 f"decay_init must be 0, for a memory that does not fade, or less than 1, not {self.decay_init}"
             )
-        if not 0 <= self.write_floor < 1:
-            raise ConfigError(f"write_floor must be 0 or more and less than 1, not {self.write_floor}")
-        if not 0 <= self.write_cost < math.inf:
-            raise ConfigError(f"write_cost must be 0 or more nats, not {self.write_cost}")
+        check_writing(self.write_init, self.write_floor, self.write_cost)
 
 
 class Infini(Memory):
@@ -172,10 +168,10 @@ class GatedDeltaInfini(Infini):
         super().__init__(model, config, dtype)
         heads, seen = self._kv_heads, 2 * self._size
         self.write_weight = self._parameter(heads, seen)  # (layers, K, 2d), as is decay_weight
-        self.write_offset = self._parameter(heads, fill=_logit(config.write_init))
+        self.write_offset = self._parameter(heads, fill=logit(config.write_init))
         if config.decay_init:
             self.decay_weight = self._parameter(heads, seen)
-            self.decay_offset = self._parameter(heads, fill=_logit(config.decay_init))
+            self.decay_offset = self._parameter(heads, fill=logit(config.decay_init))
 
     def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
         return F.normalize(queries, dim=-1) @ state.read("infini_memory", index)
@@ -184,7 +180,7 @@ class GatedDeltaInfini(Infini):
         seen = torch.cat((keys, values), dim=-1)  # (B, K, S, 2d)
         counted = counted[..., 0]
         write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
-        strength = _above(write.sigmoid(), self.config.write_floor) * counted
+        strength = above(write.sigmoid(), self.config.write_floor) * counted
         if self.losses is not None and self.config.write_cost:
             self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
         log_decay = torch.zeros_like(write)
@@ -222,16 +218,6 @@ def _grow(features: Tensor, norm: Tensor, known: Tensor) -> tuple[Tensor, Tensor
     new = (1 - _share(known, own)).clamp(0, 1)
     grown = norm + (features * new).sum(dim=2)
     return grown, torch.maximum(features @ grown[..., None], own)
-
-
-def _above(share: Tensor, floor: float) -> Tensor:
-    """The share, 0 below the floor and from there on stretched, so that it has no jump."""
-    return ((share - floor) / (1 - floor)).relu() if floor else share
-
-
-def _logit(share: float) -> float:
-    """Where the sigmoid is `share`."""
-    return math.log(share / (1 - share))
 
 
 def _build(model: ModelConfig, config: InfiniConfig, dtype: torch.dtype) -> Infini:

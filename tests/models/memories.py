@@ -85,6 +85,9 @@ ROWS: Mapping[str, Row] = {
     ),
     "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
     "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
+    "feedback, gated": Row(
+        FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_floor=0.3), FeedbackReference
+    ),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
     "infini linear in two layers": Row(infini_config(rule="linear", layers=(1, 3)), InfiniReference),
     "infini delta": Row(infini_config(rule="delta"), InfiniReference),
@@ -106,4 +109,9 @@ ROWS: Mapping[str, Row] = {
     "continuous, sticky": Row(
         continuous_config(sticky=True, sinks=0, tau=0.75, widths=(0.04,), bins=7), ContinuousReference
     ),
+    "continuous, gibbs": Row(continuous_config(density="gibbs", layers=(0, 2)), ContinuousReference),
+    "continuous, gibbs, gated": Row(
+        continuous_config(density="gibbs", gated=True, write_floor=0.3, sinks=16), ContinuousReference
+    ),
+    "continuous, gated": Row(continuous_config(gated=True, write_init=0.8), ContinuousReference),
 }

@@ -284,6 +284,55 @@ def test_samples_shorter_than_the_longest_token_are_carried_as_they_are() -> Non
     torch.testing.assert_close(both.read("continuous_keys"), summed, rtol=1e-9, atol=1e-9)
 
 
+def test_a_head_that_wants_no_fold_keeps_its_signal_as_it_is() -> None:
+    continuous = memory(gated=True, write_floor=0.2)
+    with torch.no_grad():
+        continuous.write_offset[0, 0] = -3.0  # a strength of .05
+        continuous.write_offset[0, 1] = 30.0
+    state = fold_all(continuous, segments(1), segments(1))
+    first = state.read("continuous_values").clone()
+    assert first[0, 0].any()  # the first fold happens in all heads
+    for start in range(1, 20):
+        fold(continuous, state, start * SEGMENT, segments(2), segments(2))
+    kept, folded = state.read("continuous_values", 0)[0]
+    assert torch.equal(kept, first[0, 0, 0])
+    plain = fold_all(memory(), segments(1, *[2] * 19), segments(1, *[2] * 19)).read("continuous_values", 0)[0]
+    torch.testing.assert_close(folded, plain[1])
+
+
+def test_the_token_that_asks_for_a_fold_most_decides_and_sinks_ask_for_nothing() -> None:
+    continuous = memory(gated=True, write_init=0.01, sinks=3)
+    with torch.no_grad():
+        continuous.write_weight[0, :, 0] = 10.0
+    quiet, loud = segments(0).clone(), segments(0).clone()
+    loud[:, 40, 0] = 2.0
+    state = fold_all(continuous, quiet, segments(1))
+    before = state.read("continuous_values", 0).clone()
+    fold(continuous, state, SEGMENT, quiet, segments(2))
+    little = (state.read("continuous_values", 0) - before).norm()
+    state.write("continuous_values", before, 0)
+    fold(continuous, state, SEGMENT, loud, segments(2))
+    assert (state.read("continuous_values", 0) - before).norm() > 50 * little
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_gibbs_asks_points_of_the_signal_as_if_they_were_tokens(length: int) -> None:
+    """Few queries take another way than many."""
+    continuous = memory(density="gibbs")
+    state = fold_all(continuous, noise(KV_HEADS, 3 * SEGMENT, SIZE), noise(KV_HEADS, 3 * SEGMENT, SIZE, seed=1))
+    query = noise(1, KV_HEADS, 2, length, SIZE, seed=2)
+    found = read(continuous, state, query, 3 * SEGMENT)
+    points = torch.arange(1, 65, dtype=torch.float64) / 64
+    assert found.mass is not None
+    keys, values = (
+        continuous._basis(points) @ state.read(f"continuous_{name}", 0)[:, :, None] for name in ("keys", "values")
+    )
+    scores = query @ keys.transpose(-1, -2) / SIZE**0.5
+    torch.testing.assert_close(found.mass, scores.logsumexp(dim=-1))
+    torch.testing.assert_close(found.out, scores.softmax(dim=-1) @ values)
+    torch.testing.assert_close(keys[0, 0, 0, :, 0], signal(continuous, state, points, "keys"))
+
+
 def test_only_the_chosen_layers_have_a_memory_and_it_weighs_what_the_spec_says() -> None:
     continuous = memory(layers=(1,), sticky=True, bins=10)
     coefficients = 2 * KV_HEADS * 64 * SIZE
@@ -325,6 +374,9 @@ def test_no_gradient_is_lost_or_undefined() -> None:
         ({"prior_weight": -1.0}, "prior_weight"),
         ({"tau": 0.0}, "tau"),
         ({"tau": 1.0}, "tau"),
+        ({"density": "uniform"}, "density"),
+        ({"density": "gibbs", "sticky": True}, "sticky"),
+        ({"gated": True, "write_floor": 1.0}, "write_floor"),
     ],
 )
 def test_a_signal_that_cannot_be_fitted_is_refused(changes: dict[str, Any], word: str) -> None:

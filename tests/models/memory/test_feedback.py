@@ -147,6 +147,25 @@ def test_feedback_that_cannot_work_is_refused(tokens: int) -> None:
         settings(tokens=tokens)
 
 
+def test_what_is_not_worth_an_update_changes_nothing_of_the_feedback(checkpoint: Checkpoint) -> None:
+    decoder = opened(checkpoint, torch.float64, gated=True, write_floor=0.2)
+    memory = feedback_of(decoder)
+    memory.write_offset.fill_(-3.0)
+    memory.write_offset[1, 2] = 3.0
+    _, state = read(decoder, random_tokens(decoder, 32))
+    before = state.read("feedback").clone()
+    assert before.abs().amax(dim=-1).min() > 0  # the first block is taken whole
+    feed(decoder, state, random_tokens(decoder, 160, seed=1))
+    changed = (state.read("feedback") != before).any(dim=-1)[0]
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("changes", [{"write_init": 0.0}, {"write_floor": 1.0}, {"write_cost": -0.1}])
+def test_a_strength_that_cannot_be_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        settings(gated=True, **changes)
+
+
 @pytest.mark.parametrize("limit", [-1.0, float("nan")])
 def test_a_limit_below_nothing_is_refused(limit: float) -> None:
     with pytest.raises(ConfigError, match="limit must be 0"):

@@ -1,7 +1,7 @@
 """∞-former (arXiv 2109.00301): a signal over [0, 1], fitted anew at every fold, and read with a Gaussian density.
 
-Not the paper's: keys and values are fitted, where it fits hidden vectors and projects; a gate; no sample is longer than the
-longest token was; a sticky memory's samples are quantiles, where it draws them, and a hundredth of them lies evenly.
+`gibbs` as in ∞-Video (arXiv 2501.19098), whose points are joined with the ring. Not the papers': keys and values are fitted, where it fits hidden vectors and projects; a gate; no sample is longer than the
+longest token was; how much of a fold happens may be learned; a sticky memory's samples are quantiles, where it draws them, and a hundredth of them lies evenly.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class ContinuousReference(Reference):
         near = super().attend(layer, index, query)
         if layer not in self.keys_of:
             return near
+        if self.memory.density == "gibbs":
+            return self.attend_to_points(layer, index, query)
         row, head = self.layers.index(layer), self.group(index)
         scores = self.keys_of[layer][head] @ query / len(query) ** 0.5  # (N,)
 
@@ -51,6 +53,25 @@ class ContinuousReference(Reference):
         far: Tensor = gate * (expected @ self.values_of[layer][head])
         return near + far
 
+    def attend_to_points(self, layer: int, index: int, query: Tensor) -> Tensor:
+        """One softmax over the ring and points of the signal at distance W; the gate keeps its part of what these get."""
+        near, near_values = self.near(layer, index, query)
+        head, gate = self.group(index), self.parameters["gate"][self.layers.index(layer), index].sigmoid()
+        points = self.functions(self.points([1.0]))
+        keys, values = points @ self.keys_of[layer][head], points @ self.values_of[layer][head]
+        far = keys @ self.turn(query, self.memory.window) / len(query) ** 0.5
+        weights = torch.cat((near, far)).softmax(0)
+        ring, kept = weights[: len(near)], weights[len(near) :] * gate
+        return ring / ring.sum() * (1 - kept.sum()) @ near_values + kept @ values
+
+    def strength(self, layer: int, places: range) -> Tensor:
+        """How much of a fold happens, by key/value head: as much as the token asks for that asks for most."""
+        keys, values = (torch.stack([kept[layer][place] for place in places]) for kept in (self.keys, self.values))
+        row, floor = self.layers.index(layer), self.memory.write_floor
+        weight, offset = self.parameters["write_weight"][row], self.parameters["write_offset"][row]
+        calls = (torch.cat((keys, values), dim=-1) * weight).sum(dim=-1) + offset  # (n, K)
+        return torch.clamp((calls.max(dim=0).values.sigmoid() - floor) / (1 - floor), min=0)
+
     def fold(self, layer: int, start: int) -> None:
         """The old signal into [0, τ], the segment behind it."""
         memory = self.memory
@@ -66,7 +87,11 @@ class ContinuousReference(Reference):
                 old = self.functions(points) @ fitted[layer]  # (K, samples, d)
                 seen = torch.stack(tokens[memory.sinks : start], dim=1).norm(dim=-1).amax(dim=1)  # (K,)
                 old = old * (seen[:, None] / old.norm(dim=-1)).clamp(max=1).detach()[..., None]
-            fitted[layer] = self.fit(old, new)
+            after = self.fit(old, new)
+            if layer in fitted and memory.gated:
+                part = self.strength(layer, places)[:, None, None]
+                after = (1 - part) * fitted[layer] + part * after
+            fitted[layer] = after
 
     def fit(self, old: Tensor | None, new: Tensor) -> Tensor:
         """Ridge regression on samples of the old signal and new tokens (K, n, d), with nothing on either side of [0, 1]."""

@@ -1,6 +1,7 @@
 """`feedback` as algorithm 2 and appendix B.1 of TransformerFAM (arXiv 2404.09173) have it.
 
-Not the paper's: a gate on what is read; the first block does not see the initial feedback; `limit`; sinks.
+Not the paper's: a gate on what is read, and one on what is written; the first block does not see the initial feedback; `limit`;
+sinks.
 """
 
 from __future__ import annotations
@@ -58,10 +59,23 @@ class FeedbackReference(Reference):
         values = torch.cat((self.seen[layer][1], torch.stack(self.values[layer][start:end])))
         places = range(end - self.memory.tokens, end)
         mixed = self._ask(layer, self.feedback[layer], places, keys, values)
+        carried = torch.stack([self._limited(token) for token in self.feedback[layer]])
         if start > 0:
-            mixed = mixed + torch.stack([self._limited(token) for token in self.feedback[layer]])
-        self.feedback[layer] = mixed + self.feed_forward(layer, mixed)
+            mixed = mixed + carried
+        after = mixed + self.feed_forward(layer, mixed)
+        if start > 0 and self.memory.gated:
+            after = torch.stack([self._written(layer, *pair) for pair in enumerate(zip(carried, after, strict=True))])
+        self.feedback[layer] = after
         self.seen[layer] = self._own(layer, places)
+
+    def _written(self, layer: int, token: int, pair: tuple[Tensor, Tensor]) -> Tensor:
+        """What becomes of one token: a part of the way from what it was to what it would be."""
+        row = self.layers.index(layer)
+        seen = torch.cat([one / (one.square().mean() + 1e-6).sqrt() for one in pair])
+        call = self.parameters["write_weight"][row] @ seen + self.parameters["write_offset"][row, token]
+        floor = self.memory.write_floor
+        part = torch.clamp((call.sigmoid() - floor) / (1 - floor), min=0)
+        return (1 - part) * pair[0] + part * pair[1]
 
     def _limited(self, token: Tensor) -> Tensor:
         """A feedback token (D,), no larger than the limit."""
