@@ -1,7 +1,8 @@
 """∞-former (arXiv 2109.00301): a signal over [0, 1], fitted anew at every fold, and read with a Gaussian density.
 
-`gibbs` as in ∞-Video (arXiv 2501.19098), whose points are joined with the ring. Not the papers': keys and values are fitted, where it fits hidden vectors and projects; a gate; no sample is longer than the
-longest token was; how much of a fold happens may be learned; a sticky memory's samples are quantiles, where it draws them, and a hundredth of them lies evenly.
+`gibbs` as in ∞-Video (arXiv 2501.19098), whose points are joined with the ring. Not the papers': keys and values are fitted,
+where they fit hidden vectors and project; a gate; no sample is longer than the longest token was; how much of a fold happens may
+be learned; a sticky memory's samples are quantiles, where it draws them, and a hundredth of them lies evenly.
 """
 
 from __future__ import annotations
