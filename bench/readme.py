@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ _RECALL, _ENGINE = "<!-- measured: python -m bench.readme -->\n", "<!-- measured
 _END = "<!-- end of measured -->\n"
 
 _BFLOAT16 = "bfloat16"
+_DEPTHS = ("start", "middle", "end")
 _TASKS = {
     "passkey": "5-digit passkey in filler, exact",
     "needle": "7-digit needle in a novel, digits right",
@@ -38,20 +39,39 @@ def measured(results: Path = RESULTS / "recall.json") -> str:
     """What sessions remember, in Markdown."""
     rows: list[Mapping[str, Any]] = json.loads(results.read_text(encoding="utf-8"))
     lines = ["| task | tokens | memory | state | trials | result |", "|---|--:|---|--:|--:|--:|"]
-    for row in rows:
-        figure = f"{row['accuracy']:.3f}" if row["task"] == "nll" else f"{row['accuracy']:.0%}"
-        if row.get("of_full") is not None and row["mechanism"] != "full_attention":
-            figure += f" ({row['of_full']:.0%} of what full attention finds at 4,096)"
+    for rows_of_line in _lines(rows):
+        row = rows_of_line[0]
+        found = [_figure(one) for one in rows_of_line]
         cells = (
-            _TASKS[row["task"]] + (f", at the {row['depth']}" if row["depth"] in ("start", "middle", "end") else ""),
+            _TASKS[row["task"]] + (f"; {', '.join(one['depth'] for one in rows_of_line)}" if _deep(row) else ""),
             f"{row['length']:,}",
             row["mechanism"].replace("_", " ") + _rounded(row.get("weights", _BFLOAT16)),
             f"{row['state_bytes'] / 2**20:.1f} MiB",
-            f"{row['trials']:,}",
-            figure,
+            f"{row['trials']:,}" + (" each" if len(rows_of_line) > 1 else ""),
+            ", ".join(found),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows that differ in where something was hidden are one line, from the start of the text to its end."""
+    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        names = ["mechanism", "task", "length", "trials", "weights", *([] if _deep(row) else ["depth"])]
+        lines.setdefault(tuple(row.get(name) for name in names), []).append(row)
+    return [sorted(line, key=lambda row: _DEPTHS.index(row["depth"]) if _deep(row) else 0) for line in lines.values()]
+
+
+def _deep(row: Mapping[str, Any]) -> bool:
+    return row["depth"] in _DEPTHS
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    figure = f"{row['accuracy']:.3f}" if row["task"] == "nll" else f"{row['accuracy']:.0%}"
+    if row.get("of_full") is not None and row["mechanism"] != "full_attention":
+        figure += f" ({row['of_full']:.0%} of what full attention finds at 4,096)"
+    return figure
 
 
 def _rounded(weights: str) -> str:

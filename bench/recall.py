@@ -93,7 +93,8 @@ def offer_reader(model: str, offer: str, weights: str = BFLOAT16) -> Reader:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured of one reader: `offer` is a memory, `window` alone, or `like`: the window of the default memory alone."""
+    """What is measured of one reader: `offer` is a memory as `offer_reader` takes it, `window` alone, or `like`: the window of the
+    default memory alone."""
 
     offer: str
     task: str
@@ -103,6 +104,10 @@ class Figures:
 
 FACTS = len(probes.FACTS)
 SMALL_WINDOW = "like"
+ROOMY = '{"memory": "memorizing", "options": {"entries": 32768}}'
+"""As it is taught it has room for 8,192 tokens."""
+LEARNED = ("infini", "compressive", ROOMY, "continuous", "feedback")
+"""With the adapters in the package."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),
     Figures("infini", "passkey", 32_768, 1),
@@ -111,19 +116,20 @@ QUICK = (
     Figures("slots", "multikey", 16_384, 4),
     Figures("slots", "rewrite", 16_384, 4),
     *(Figures("slots", "facts", length, FACTS) for length in (4_096, 8_192, 32_768)),
-    *(Figures(offer, "nll", 4_096, 1) for offer in ("window", SMALL_WINDOW, "slots", "infini")),
+    *(Figures(offer, "nll", 4_096, 1) for offer in ("window", SMALL_WINDOW, "slots", *LEARNED)),
 )
 """What ten minutes on two cores are enough for."""
 WHOLE = (
     *(Figures("slots", "facts", length, 5 * FACTS) for length in (4_096, 8_192, 32_768)),
-    *(Figures(offer, "nll", 8_192, 1) for offer in ("window", SMALL_WINDOW, "slots", "infini")),
+    *(Figures(offer, "nll", 8_192, 1) for offer in ("window", SMALL_WINDOW, "slots", *LEARNED)),
     Figures("slots", "multikey", 16_384, 20),
     Figures("slots", "rewrite", 16_384, 20),
     Figures("window", "passkey", 4_096, 5),
     Figures("window", "needle", 4_096, 5),
-    *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", "infini")),
+    *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", *LEARNED)),
     *(Figures("slots", "needle", length, 20) for length in (32_768, 131_072, 160_000)),
     *(Figures(offer, "passkey", 131_072, 10) for offer in ("slots", "infini")),
+    *(Figures("feedback", "passkey", length, 10) for length in (131_072, 262_144)),
     *(Figures(offer, "passkey", 1_048_576, 1) for offer in ("slots", "infini")),
 )
 """Shortest first: the whole takes a night."""

@@ -78,6 +78,11 @@ def main() -> None:
     parser.add_argument(
         "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
     )
+    parser.add_argument(
+        "--begin-with",
+        metavar="TEXT",
+        help="what the memory's own tokens begin with, such as a question; only feedback has any",
+    )
     parser.add_argument("--rank", type=int, default=16, help="of the changes of the attention; 0 for none")
     parser.add_argument("--first-segments", type=int, default=2, help="segments of the first sequences")
     parser.add_argument("--last-segments", type=int, default=16, help="segments of the longest sequences")
@@ -138,6 +143,9 @@ def adapt(options: argparse.Namespace) -> None:
     )
     weights, tokenizer = weights_of(checkpoint), Tokenizer.of(checkpoint.tokenizer)
     decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
+    if options.begin_with:
+        said = torch.tensor(tokenizer.encode(options.begin_with, start=False), device=decoder.device)
+        decoder.memory.begin_with(weights.embedding[said])
     if options.start is not None:
         resume_adapter(options.start, decoder)
     text = "\n\n".join((*(read_book(book) for book in options.book), prose(random.Random(options.seed), _PROSE)))

@@ -190,6 +190,13 @@ class Memory(nn.Module, ABC):
     def hear(self, hidden: Tensor, positions: Tensor, state: MemoryState) -> None:
         """The output (B, T, D), wide, of the layer it `listens` to, for the tokens at positions (B, T). Before later layers."""
 
+    def begin_with(self, embeddings: Tensor) -> None:
+        """Let what is learned begin with what a text means: its tokens' embeddings (n, D).
+
+        Raises `ConfigError` for a memory that has nothing to begin with.
+        """
+        raise ConfigError(f"{type(self).__name__.lower()} has no tokens of its own that could begin with a text")
+
     def report(self, state: MemoryState) -> Report:
         """What it holds of the one session in `state`; nothing that could be named, unless a mechanism says more."""
         return Report()

@@ -95,6 +95,13 @@ class Feedback(Memory):
             self.write_offset = nn.Parameter(offset)
             self.write_weight = nn.Parameter(torch.zeros(layers, 2 * model.hidden_size, dtype=wide(dtype)))
 
+    @torch.no_grad()
+    def begin_with(self, embeddings: Tensor) -> None:
+        """The initial feedback as a text, over and over: prompts of words are learned better than such from nowhere
+        (arXiv 2104.08691, section 3.2)."""
+        count, repeats = self.config.tokens, -(-self.config.tokens // len(embeddings))
+        self.initial.copy_(embeddings.repeat(repeats, 1)[-count:])
+
     def spec(self) -> Spec:
         """The feedback of each memory layer, and what the layer projects of it, so that a read need not."""
         layers, tokens = len(self._layers), self.config.tokens

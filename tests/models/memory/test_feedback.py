@@ -117,6 +117,15 @@ def test_the_initial_feedback_of_a_layer_knows_the_model_and_not_the_text(checkp
     assert (asked[0] - memory.initial).abs().max() > 0.1
 
 
+def test_it_may_begin_with_a_text_over_and_over(checkpoint: Checkpoint) -> None:
+    memory = feedback_of(opened(checkpoint))
+    words = torch.randn(4, checkpoint.config.hidden_size)
+    memory.begin_with(words)
+    assert torch.equal(memory.initial, words[[2, 3, 0, 1, 2, 3]])
+    with pytest.raises(ConfigError, match="window has no tokens of its own"):
+        build(checkpoint, window_config()).memory.begin_with(words)
+
+
 def test_the_state_holds_tokens_keys_and_values_of_the_chosen_layers(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     spec = Feedback(config, settings(layers=(0, 2)), torch.bfloat16).spec()
