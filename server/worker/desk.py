@@ -133,7 +133,7 @@ class Desk:
         while True:
             session = await despite_hand_over(lambda: self._reach(request.session_id, 0))
             if session.row is not None:
-                report = await self._engine.compute(self._runners[session.pair].inspect, session.row)
+                report = await self._engine.moves.compute(self._runners[session.pair].inspect, session.row)
                 return report.model_copy(update={"position": session.position})
 
     async def check(self, request: Check) -> Done:
@@ -141,7 +141,7 @@ class Desk:
         pair = Pair(request.model, request.memory)
         if pair not in self._runners:
             raise self._runners.not_served(pair)
-        await self._engine.compute(self._runners[pair].check, request.position, request.state, request.tail)
+        await self._engine.moves.compute(self._runners[pair].check, request.position, request.state, request.tail)
         return Done()
 
     async def forget(self, request: Forget) -> Done:
@@ -149,7 +149,7 @@ class Desk:
         session = self._engine.sessions.get(request.session_id)
         if session is None:
             return Done(found=False)
-        self._engine.drop(session, NotFound("the session was deleted"))
+        self._engine.moves.drop(session, NotFound("the session was deleted"))
         return Done()
 
     async def drain(self, request: Drain) -> Done:
@@ -161,10 +161,10 @@ class Desk:
             Draining("the server is shutting down; take the stream up at the one that replaces it")
         )
         await self._journal.settled()
-        await self._engine.moved()
+        await self._engine.moves.settled()
         for session in list(self._engine.sessions.values()):
             # Appends that wait to be read are acknowledged no more; what they journaled is read after the start.
-            await self._engine.let_go(session, Draining("the server is shutting down; ask again after its start"))
+            await self._engine.moves.let_go(session, Draining("the server is shutting down; ask again after its start"))
         return Done()
 
     async def write_behind(self) -> None:
@@ -180,7 +180,7 @@ class Desk:
                 since = session.changed_since or now
                 idle = not session.has_work and now - session.touched >= settings.idle_seconds
                 if unsaved >= settings.snapshot_tokens or now - since >= settings.snapshot_seconds or idle:
-                    await self._engine.snapshot(session)
+                    await self._engine.moves.snapshot(session)
 
     def _refuse_when_draining(self) -> None:
         if self._draining:

@@ -203,7 +203,7 @@ class Generations:
                 await asyncio.sleep(0.01)  # an append came in between: let it be read first
                 continue
             scratch, generation = self._scratch(parent, request, intake, emit, listener)
-            if await self._engine.take_over(parent, scratch):
+            if await self._engine.moves.take_over(parent, scratch):
                 generation.tell(GenerationStarted(generation_id=generation.id, prompt_tokens=generation.prompt_tokens))
                 return scratch, generation
 

@@ -130,7 +130,7 @@ class Holdings:
                 session.lease_until = until
             elif isinstance(outcome, StaleLease | NotFound):
                 log.warning("session lost to another server", session_id=session.key, reason=outcome.message)
-                self._engine.drop(session, outcome)
+                self._engine.moves.drop(session, outcome)
             else:
                 raise outcome
 
@@ -179,7 +179,9 @@ class Holdings:
                 if self._engine.sessions.get(session.key) is not session:
                     return
                 if not session.moving and not session.waiters and session.generation is None:
-                    await self._engine.let_go(session, StaleLease("the session was handed over to another server"))
+                    await self._engine.moves.let_go(
+                        session, StaleLease("the session was handed over to another server")
+                    )
                     return
             await asyncio.sleep(_SHORTEST_WAIT)
         await self._store.decline(session.lease, _DECLINE_SECONDS)

@@ -63,7 +63,7 @@ class Intakes:
             await self._drop_if_elsewhere(session)
             raise
         except Exception as error:
-            self._engine.drop(session, error)
+            self._engine.moves.drop(session, error)
             raise
         session.open_text, session.open_tokens, session.turn = intake.open_text, intake.open_tokens, intake.turn
         session.take(intake.tokens)
@@ -76,7 +76,7 @@ class Intakes:
         """An ETag that the client had from us may be unknown to a store that lost its newest writes: then we are ahead of it."""
         journaled = (await self._store.head(session.key)).journaled
         if journaled != session.journaled:
-            self._engine.drop(session, other_history(session.key, journaled, session.journaled))
+            self._engine.moves.drop(session, other_history(session.key, journaled, session.journaled))
 
     async def check_match(self, session: Session, if_match: frozenset[str] | None) -> None:
         """Raise `PreconditionFailed` if the session's ETag is another, for a request that journals nothing."""

@@ -80,9 +80,9 @@ class Running:
         if only_interrupt:
             interrupt(session, generation)
         else:
-            cancel(session, generation, self._journal, self._engine.drop)
+            cancel(session, generation, self._journal, self._engine.moves.drop)
         if session.lease is None:
-            self._engine.release(session)
+            self._engine.moves.release(session)
         self._engine.wake()
         return True
 

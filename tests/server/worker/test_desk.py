@@ -95,7 +95,7 @@ async def test_draining_saves_everything_and_ends_what_waits(bench: Bench) -> No
 async def test_a_state_from_outside_is_checked(bench: Bench) -> None:
     await bench.create("one")
     await bench.append("one", LONG)
-    assert await bench.engine.snapshot(bench.engine.sessions["one"])
+    assert await bench.engine.moves.snapshot(bench.engine.sessions["one"])
     stored = await bench.store.load("one")
     pair = bench.runners.default.offered.pair
     sound = Check(

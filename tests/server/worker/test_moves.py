@@ -30,7 +30,7 @@ def resident(bench: Bench) -> set[str]:
 
 async def test_those_of_whom_nothing_is_to_be_written_leave_first(two_places: Bench) -> None:
     await two_places.create("older", "newer")
-    assert await two_places.engine.snapshot(two_places.engine.sessions["newer"])
+    assert await two_places.engine.moves.snapshot(two_places.engine.sessions["newer"])
     await two_places.create("third")
     assert resident(two_places) == {"older", "third"}
 
@@ -69,7 +69,7 @@ async def test_what_was_written_is_what_it_was_when_it_was_lifted(two_places: Be
     await two_places.create("one")
     session = two_places.engine.sessions["one"]
     assert session.row is not None
-    lifted = await two_places.engine.compute(runner.lift, session.row)
+    lifted = await two_places.engine.moves.compute(runner.lift, session.row)
     position = session.folded
     await two_places.append("one")
     assert session.folded > position
