@@ -137,6 +137,20 @@ class Far:
     def __post_init__(self) -> None:
         assert (self.slope is None) == (self.age is None), "a slope needs an order"
 
+    @property
+    def plain(self) -> bool:
+        """Whether these are keys and values as they are, all of them visible."""
+        others = (
+            self.visible,
+            self.key_scale,
+            self.value_scale,
+            self.key_grid,
+            self.value_grid,
+            self.offset,
+            self.slope,
+        )
+        return all(other is None for other in others)
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -210,6 +224,8 @@ def attend_jointly(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, fa
     learned = [tensor for tensor in (far.offset, far.slope) if tensor is not None]
     if _fused(query, keys, values, far_query, far.keys, far.values, *learned):
         return _attend_in_two_passes(query, keys, values, bias, far_query, far)
+    if query.shape[3] >= _LONG and far.plain:
+        return _attend_in_one_pass(query, keys, values, bias, far_query, far)
     scale = query.shape[-1] ** -0.5
     near = _scores(query.flatten(2, 3), keys) + bias  # (B, r, G*T, N)
     asking, offset = _on_grid(far_query.flatten(2, 3), far.key_grid)
@@ -277,6 +293,23 @@ def _attend_in_two_passes(
         far_mass = far_mass.masked_fill(~far.visible.any(dim=-1, keepdim=True), -torch.inf)
     share = torch.sigmoid(near_mass - far_mass)[..., None]  # (B, r, G*T, 1): e^near / (e^near + e^far)
     return (near.to(share.dtype) * share + away.to(share.dtype) * (1 - share)).to(query.dtype).view(query.shape)
+
+
+def _attend_in_one_pass(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, far_query: Tensor, far: Far
+) -> Tensor:
+    """For gradients: a query of twice the dimensions, of which near keys meet the first half and far ones the second.
+
+    That is one softmax for torch's fused kernel, which keeps no scores for its backward pass: a training takes a fraction of the
+    memory, and two thirds of the time, where far keys are thousands.
+    """
+    size, count = query.shape[-1], far.keys.shape[2]
+    asking = torch.cat((query, far_query), dim=-1).flatten(2, 3)
+    all_keys = torch.cat((F.pad(keys, (0, size)), F.pad(far.keys, (size, 0))), dim=2)
+    all_values = F.pad(torch.cat((values, far.values), dim=2), (0, size))  # the kernel wants as many dimensions
+    seen = F.pad(bias, (0, count))
+    found = F.scaled_dot_product_attention(asking, all_keys, all_values, attn_mask=seen, scale=size**-0.5)
+    return found[..., :size].view(query.shape)
 
 
 def pack_codes(x: Tensor) -> Tensor:

@@ -91,6 +91,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--gate-learning-rate", type=float, default=1e-2)
+    parser.add_argument(
+        "--memory-learning-rate", type=float, help="of what else the memory has to learn; default: as all the rest"
+    )
     parser.add_argument("--truncate", type=int, default=0, help="segments that gradients flow through; 0: all")
     parser.add_argument(
         "--reach",
@@ -157,6 +160,7 @@ def adapt(options: argparse.Namespace) -> None:
         batch=options.batch,
         learning_rate=options.learning_rate,
         gate_learning_rate=options.gate_learning_rate,
+        memory_learning_rate=options.memory_learning_rate,
         weight_decay=0.0,
         warmup=5,
         truncate=options.truncate,
