@@ -213,6 +213,7 @@ def adapt(options: argparse.Namespace) -> None:
     reached = trainer.progress
     made = {
         "command": shlex.join(("palimpsest-server", "adapt", *sys.argv[1:])),
+        "seed": options.seed,
         "steps": reached.step,
         "seconds": round(reached.seconds),
         "torch": torch.__version__.split("+")[0],

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import native
 from models.attention import Asked, Beside, Far
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory, Report
 from models.memory.fifo import Fifo
+from models.memory.nearest import attend_nearest
 from models.state import MemoryState, Spec
 
 
@@ -53,10 +53,6 @@ class MemorizingConfig(LayeredConfig):
             raise ConfigError(f"gate must be softmax or learned, not {self.gate!r}")
         if not self.scale_init > 0:
             raise ConfigError(f"scale_init must be above 0, not {self.scale_init}")
-
-
-_SCORES = 2**22
-"""Scores that are laid out at a time, about: longer chunks are searched in parts."""
 
 
 class Memorizing(Memory):
@@ -92,22 +88,14 @@ class Memorizing(Memory):
             return None
         index = self._layers[layer]
         keys, values = self._queue.read(index, state, max(filled))  # (B, K, C, d)
-        counts = None if min(filled) == max(filled) else torch.tensor(filled, device=keys.device)
-        if not self._learned and native.suits_nearest(asked.far, keys, values):
-            found = native.attend_nearest(asked.far.flatten(2, 3), keys, values, self.config.top_k, counts)
-            out, mass = found[0].view(asked.far.shape), found[1].view(asked.far.shape[:-1])
-        else:
-            query = self._query(index, asked)  # (B, K, G, t, d)
-            wide_keys = keys.to(wide(self._dtype))
-            rows = max(1, _SCORES // (query[..., 0, 0].numel() * max(filled)))
-            parts = [self._nearest(part, wide_keys, values, counts) for part in query.split(rows, dim=3)]
-            out, mass = (torch.cat(part, dim=3) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+        query = self._query(index, asked)  # (B, K, G, t, d)
+        out, mass = attend_nearest(query, keys, values, self.config.top_k, filled, scaled=self._learned)
         return Beside(
             heads=list(range(self._heads)),
             out=out,
             mass=None if self._learned else mass,
             gate=self._by_head(self.gate[index], asked.far).sigmoid() if self._learned else None,
-            filled=None if counts is None else counts > 0,
+            filled=None if all(filled) else torch.tensor(filled, device=keys.device) > 0,
         )
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
@@ -124,9 +112,9 @@ class Memorizing(Memory):
         return self._queue.report(self.config.evicted(state.positions[0]))
 
     def _query(self, index: int, asked: Asked) -> Tensor:
-        """What is multiplied with keys to give scores, (B, K, G, t, d) wide."""
+        """What is multiplied with keys to give scores, (B, K, G, t, d): wide and scaled where that is learned."""
         if not self._learned:
-            return asked.far.to(wide(self._dtype)) / math.sqrt(self._size)
+            return asked.far
         query = F.normalize(asked.plain.to(wide(self._dtype)), dim=-1)
         scaled: Tensor = query * self._by_head(self.log_scale[index], query).exp()
         return scaled
@@ -134,22 +122,6 @@ class Memorizing(Memory):
     def _by_head(self, parameter: Tensor, query: Tensor) -> Tensor:
         """(H,) as (1, K, G, 1, 1)."""
         return parameter.view(1, self._heads, query.shape[2], 1, 1)
-
-    def _nearest(self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attention of query (B, K, G, t, d) to the k nearest of keys (B, K, C, d): (B, K, G, t, d), and its log-sum-exp.
-
-        `counts` (B,) says how many entries from the front are filled; None: all. What a row without any gets is finite.
-        """
-        scores = query.flatten(2, 3) @ keys.transpose(-1, -2)  # (B, K, G*t, C)
-        if counts is not None:
-            empty = torch.arange(keys.shape[2], device=keys.device) >= counts[:, None, None, None]
-            scores = scores.masked_fill(empty, torch.finfo(scores.dtype).min)
-        best, chosen = scores.topk(min(self.config.top_k, keys.shape[2]), dim=-1, sorted=False)  # (B, K, G*t, k)
-        rows = torch.arange(keys.shape[0], device=keys.device)[:, None, None, None]
-        heads = torch.arange(self._heads, device=keys.device)[:, None, None]
-        found = values[rows, heads, chosen].to(scores.dtype)  # (B, K, G*t, k, d)
-        out = (best.softmax(dim=-1)[..., None, :] @ found).squeeze(-2)
-        return out.view(query.shape), best.logsumexp(dim=-1).view(query.shape[:-1])
 
 
 MECHANISM = Mechanism("memorizing", MemorizingConfig, Memorizing)

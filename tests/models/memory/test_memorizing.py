@@ -154,7 +154,7 @@ def test_long_questions_are_answered_in_parts_as_in_one(monkeypatch: pytest.Monk
     memorizing = memory()
     state = fold_all(memorizing, *text(16))
     whole = found(memorizing, state, asked(16, count=11))
-    monkeypatch.setattr("models.memory.memorizing._SCORES", HEADS * GROUP * 16 * 3)
+    monkeypatch.setattr("models.memory.nearest._SCORES", HEADS * GROUP * 16 * 3)
     parts = found(memorizing, state, asked(16, count=11))
     assert whole.mass is not None
     assert parts.mass is not None
