@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 import models
+from models.adapter import stages_of
 from models.evaluate.reading import Reader
 from models.evaluate.trials import Trials
 from models.load import LoadedModel, Offer, load_offers
@@ -34,8 +33,7 @@ def loaded() -> dict[str, LoadedModel]:
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_it_is_small_and_says_how_it_was_made(path: Path) -> None:
     assert path.stat().st_size <= LIMIT
-    with safe_open(path, framework="pt") as file:
-        stages = json.loads(file.metadata()["made"])["stages"]
+    stages = stages_of(path)
     mixed = [
         stage for stage in stages if stage["command"].startswith("palimpsest-server mix ")
     ]  # nothing is drawn in it

@@ -13,7 +13,7 @@ from models.passage import Lifted
 from server.errors import StoreUnavailable
 from server.settings import Settings
 from server.store.base import SessionRecord
-from server.worker import engine, residency
+from server.worker import moves, residency
 from server.worker.runner import Runner
 from tests.server.worker.conftest import Bench, working
 
@@ -125,7 +125,7 @@ async def test_where_nothing_can_be_written_nobody_leaves_and_that_is_tried_now_
     await begins(bench, "long")
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "save_snapshot", refuse)
-        patch.setattr(engine, "_SAVE_AGAIN_SECONDS", 0.5)
+        patch.setattr(moves, "_SAVE_AGAIN_SECONDS", 0.5)
         began = time.monotonic()
         asking = asyncio.create_task(bench.generate("asks", "asked", count=3))
         assert (await reading).status == "remembered"
