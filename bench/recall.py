@@ -106,8 +106,8 @@ FACTS = len(probes.FACTS)
 SMALL_WINDOW = "like"
 ROOMY = '{"memory": "memorizing", "options": {"entries": 32768}}'
 """As it is taught it has room for 8,192 tokens."""
-LEARNED = ("infini", "compressive", ROOMY, "continuous", "feedback")
-"""With the adapters in the package."""
+LEARNED = ("infini", ROOMY)
+"""Those that have an adapter in the package."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),
     Figures("infini", "passkey", 32_768, 1),
@@ -129,7 +129,6 @@ WHOLE = (
     *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", *LEARNED)),
     *(Figures("slots", "needle", length, 20) for length in (32_768, 131_072, 160_000)),
     *(Figures(offer, "passkey", 131_072, 10) for offer in ("slots", "infini")),
-    *(Figures("feedback", "passkey", length, 10) for length in (131_072, 262_144)),
     *(Figures(offer, "passkey", 1_048_576, 1) for offer in ("slots", "infini")),
 )
 """Shortest first: the whole takes a night."""

@@ -146,6 +146,8 @@ def adapt(options: argparse.Namespace) -> None:
     )
     weights, tokenizer = weights_of(checkpoint), Tokenizer.of(checkpoint.tokenizer)
     decoder = Adaptation(options.memory, options.options, options.rank, options.seed).build(checkpoint, weights)
+    if options.begin_with and options.start is not None:
+        raise ConfigError("--begin-with and --start exclude each other: the adapter says what the memory begins with")
     if options.begin_with:
         said = torch.tensor(tokenizer.encode(options.begin_with, start=False), device=decoder.device)
         decoder.memory.begin_with(weights.embedding[said])

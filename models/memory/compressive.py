@@ -2,9 +2,6 @@
 
 Every group of c neighbouring tokens becomes one key and one value: their mean, their maximum, or what a learned convolution of
 kernel and stride c makes of them. The n_cm newest are seen in the same softmax as the ring, all at distance W.
-
-`top_k` is ours: of thousands of entries a query sees the k that score highest, as in the Memorizing Transformer (arXiv 2203.08913).
-What was learned over a few hundred entries is then not drowned by what thousands weigh together.
 """
 
 from __future__ import annotations
@@ -22,13 +19,12 @@ from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayeredConfig, Mechanism, Memory, Report
 from models.memory.fifo import Fifo
-from models.memory.nearest import attend_nearest
 from models.state import MemoryState, Spec
 
 
 @dataclass(frozen=True)
 class CompressiveConfig(LayeredConfig):
-    """`rate` is c; `entries` is n_cm, for each key/value head; `top_k` is how many of them a query sees, 0: all.
+    """`rate` is c; `entries` is n_cm, for each key/value head.
 
     `task_gradient` lets the task's own loss reach the convolution through the entries, and the network below them. In the
     paper it does not: the convolution learns from the attention-reconstruction loss alone.
@@ -38,7 +34,6 @@ class CompressiveConfig(LayeredConfig):
     entries: int = 512
     compression: Literal["mean", "max", "conv"] = "mean"
     task_gradient: bool = True
-    top_k: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +45,6 @@ class CompressiveConfig(LayeredConfig):
             )
         if self.compression not in ("mean", "max", "conv"):
             raise ConfigError(f"compression must be mean, max or conv, not {self.compression!r}")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k must be 0, for all entries, or above, not {self.top_k}")
 
     @property
     def reach(self) -> int:
@@ -101,18 +94,13 @@ class Compressive(Memory):
         filled = [self._queue.filled(folded) for folded in asked.folded]
         if not any(filled):
             return None
-        heads = list(range(self._heads))
-        keys, values = self._queue.read(self._layers[layer], state, max(filled))
-        if self.config.top_k:
-            out, mass = attend_nearest(asked.far, keys, values, self.config.top_k, filled)
-            some = None if all(filled) else torch.tensor(filled, device=state.device) > 0
-            return Beside(heads, out, mass=mass, filled=some)
         visible = None
         if min(filled) < max(filled):
             places = torch.arange(max(filled), device=state.device)
             seen = places < torch.tensor(filled, device=state.device)[:, None]  # (B, C)
             visible = seen[:, None].expand(-1, self._heads, -1)
-        return Far(heads=heads, keys=keys, values=values, visible=visible)
+        keys, values = self._queue.read(self._layers[layer], state, max(filled))
+        return Far(heads=list(range(self._heads)), keys=keys, values=values, visible=visible)
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Compress the segment; its groups take the places of the oldest."""

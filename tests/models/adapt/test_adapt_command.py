@@ -116,6 +116,9 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tiny_mo
         ("infini", ("--trials", "0"), "--trials must be at least 1"),
         ("window", ("--rank", "0"), "nothing to learn"),
         ("infini", ("--book", "{short}", "{missing}"), "missing.txt"),
+        ("infini", ("--begin-with", "The key is"), "no tokens of its own"),
+        ("feedback", ("--begin-with", "The key is", "--start", "{missing}"), "exclude each other"),
+        ("infini", ("--ahead", "-1"), "ahead"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(

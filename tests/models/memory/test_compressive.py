@@ -271,7 +271,6 @@ def test_the_same_bytes_reach_almost_c_times_further(checkpoint: Checkpoint) -> 
         ({"entries": 1}, "room for one compressed segment"),
         ({"compression": "median"}, "mean, max or conv"),
         ({"window": 12}, "window"),
-        ({"top_k": -1}, "top_k"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], word: str) -> None:

@@ -2,7 +2,7 @@
 
 Not the paper's: keys and values are compressed by head, where it compresses hidden vectors and projects them; all entries lie at
 distance W, where it has relative positions; sinks are left out, and of their group the others weigh the more; the task's gradients
-reach the convolution unless `task_gradient` is off, where the paper's never do; a query may see the best of the entries alone.
+reach the convolution unless `task_gradient` is off, where the paper's never do.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ class CompressiveReference(Reference):
         head, far = self.group(index), self.turn(query, self.memory.window)
         entries = self.compressed.get(layer, [])[-self.memory.entries :]
         if entries:
-            found = torch.stack([key[head] for key, _ in entries]) @ far / len(query) ** 0.5
-            best = found.sort(descending=True).indices[: self.memory.top_k or len(entries)]
-            scores = torch.cat((scores, found[best]))
-            values = torch.cat((values, torch.stack([value[head] for _, value in entries])[best]))
+            keys = torch.stack([key[head] for key, _ in entries])
+            scores = torch.cat((scores, keys @ far / len(query) ** 0.5))
+            values = torch.cat((values, torch.stack([value[head] for _, value in entries])))
         return scores.softmax(0) @ values
 
     def fold(self, layer: int, start: int) -> None:
