@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import native
-from models.attention import Asked, Far, attend, attend_beside, attend_jointly, of_heads
+from models.asked import Asked, Far, of_heads
+from models.attention import attend, attend_beside, attend_jointly
 from models.config import ModelConfig, fingerprint
 from models.layers import Head, Layer, Projected, Rotary, wide
 from models.lora import AttentionLora

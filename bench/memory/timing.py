@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from models.attention import Asked, Beside, Recent, attend, attend_beside, attend_jointly
+from models.asked import Asked, Beside, Recent
+from models.attention import attend, attend_beside, attend_jointly
 from models.evaluate.reading import Reader
 from models.memory.base import Evicted, Finished
 from models.state import MemoryState

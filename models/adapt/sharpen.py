@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.adapt.foretell import hide, question
-from models.attention import Asked, Before, Beside, Far
+from models.asked import Asked, Before, Beside, Far
 from models.errors import ConfigError
 from models.lessons import lessons, said_anew, wording
 from models.memory.look import TRAIL, Look

@@ -96,7 +96,7 @@ class Trainer:
         segments = self._curriculum.draw(self._generator)
         length = segments * self._decoder.memory.config.segment
         batch = self._task.batch(self._generator, settings.batch, length)
-        loss, accuracy = self._learn(batch, *self._start())
+        loss, accuracy = self._learn(batch, *self._start(imitates=bool(batch.imitate)))
         trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)
         self._optimizer.step()
@@ -131,23 +131,23 @@ class Trainer:
         """Who reads what the steps begin behind: the model that learns, and what it is compared with."""
         return {"learning": self._decoder} | ({} if self._base is None else {"base": self._base})
 
-    def _start(self) -> tuple[UnrolledState, MemoryState | None]:
-        """Where the sequences of a step begin, and where the base model does."""
-        batch, example = self._settings.batch, None
+    def _start(self, imitates: bool) -> tuple[UnrolledState, MemoryState | None]:
+        """Where the sequences of a step begin, and where the base model does if it is to be imitated."""
+        batch, begun = self._settings.batch, self._begun
+        base = self._base if imitates else None
         passed = float(torch.rand((), generator=self._generator)) < self._settings.carry
         if passed and self._carried is not None:
-            return self._carried, None if self._base is None else self._base.empty_state(batch)
-        if self._base is not None:
-            example = self._begun["base"].repeat(batch) if self._begun else self._base.empty_state(batch)
-        if self._begun:
-            return UnrolledState.repeated(self._begun["learning"], batch), example
+            return self._carried, None if base is None else base.empty_state(batch)
+        example = None
+        if base is not None:
+            example = begun["base"].repeat(batch) if begun else base.empty_state(batch)
+        if begun:
+            return UnrolledState.repeated(begun["learning"], batch), example
         return UnrolledState.start(self._decoder.spec(), batch, self._decoder.device), example
 
     def _learn(self, batch: Batch, state: UnrolledState, example: MemoryState | None = None) -> tuple[float, float]:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory = self._decoder.memory
-        if not batch.imitate:
-            example = None
         memory.losses = []
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far
+from models.asked import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far
+from models.asked import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide

@@ -9,9 +9,10 @@ signal, so fitting the keys and the values themselves gives the same coefficient
 
 Two more choices. `gibbs` asks as ∞-Video does (arXiv 2501.19098): the density of a query is the softmax of its scores on the
 signal, taken at as many points as a fold samples, so that a pretrained model's heads find in the signal what they look for. The
-points stand in one softmax with the ring, seen at distance W, behind a gate. `gated` is ours: how much of a fold happens is
-learned, head by head, from the token of the segment that calls for it most. A signal that every fold contracts has lost what is
-a dozen folds old; where nothing worth a fold was read, nothing is contracted.
+points stand in one softmax with the ring, seen at distance W, behind a gate. `gated` is ours: whether a fold happens is
+learned, head by head, from the mean of the odds that the segment's tokens give it. A signal that every fold contracts has lost
+what is a dozen folds old; where nothing worth a fold was read, nothing is contracted. A fold by half would be worse than either:
+the old signal would lie beside its own contraction.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far, attend_with_mass
+from models.asked import Asked, Beside, Far
+from models.attention import attend_with_mass
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
 from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.memory.strength import above, check_writing, logit
+from models.memory.strength import check_writing, decided, logit
 from models.state import MemoryState, Spec, TensorSpec
 
 _UNIFORM = 0.01
@@ -44,9 +46,9 @@ class ContinuousConfig(LayeredConfig):
     since the last fold have looked, by a histogram of `bins`. The variance of a density is at least `min_variance`; while
     training it is drawn towards `prior_width`², with the weight `prior_weight`. `gate_init` is the gates' logit.
 
-    `density` is `gaussian`, the paper's, or `gibbs`. `gated` learns how much of each fold but the first happens: `write_init`
-    before training. A fold weaker than `write_floor` does not happen at all. `write_cost` is, in training, the price in nats of a
-    fold that happens whole. All three are for `gated` alone.
+    `density` is `gaussian`, the paper's, or `gibbs`. `gated` learns which folds happen; the first always does. `write_init` is the
+    sigmoid of what untrained tokens call with: above .5 all folds happen. `write_cost` is, in training, the price in nats of a fold
+    in all heads. Both are for `gated` alone.
 
     The defaults are the paper's for language (512 functions and samples for segments of 512, widths .005 and .01, τ = λ = .5)
     at half the size, for segments of 256.
@@ -65,8 +67,7 @@ class ContinuousConfig(LayeredConfig):
     gate_init: float = -10.0
     density: Literal["gaussian", "gibbs"] = "gaussian"
     gated: bool = False
-    write_init: float = 0.5
-    write_floor: float = 0.0
+    write_init: float = 0.6
     write_cost: float = 0.0
 
     def __post_init__(self) -> None:
@@ -91,7 +92,7 @@ class ContinuousConfig(LayeredConfig):
             raise ConfigError(f"density must be gaussian or gibbs, not {self.density!r}")
         if self.sticky and self.density != "gaussian":
             raise ConfigError("sticky belongs to the density gaussian: leave it out with gibbs")
-        check_writing(self.write_init, self.write_floor, self.write_cost)
+        check_writing(self.write_init, self.write_cost)
 
 
 class Continuous(Memory):
@@ -253,11 +254,14 @@ class Continuous(Memory):
         return out.view(query.shape), scores.logsumexp(dim=-1).view(query.shape[:-1])
 
     def _strength(self, index: int, evicted: Evicted, fresh: Tensor) -> Tensor:
-        """How much of a fold happens, by head, (B, K, 1, 1); all of the first one."""
+        """Whether a fold happens, by head, (B, K, 1, 1): 1 or 0; the first one does."""
         seen = torch.cat((evicted.keys.to(self._wide), evicted.values.to(self._wide)), dim=-1)  # (B, K, S, 2d)
         calls = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
         calls = calls.masked_fill(~evicted.counted[:, None], torch.finfo(calls.dtype).min)
-        strength = above(calls.amax(dim=-1).sigmoid(), self.config.write_floor)  # (B, K)
+        # The mean of their odds: of the greatest call alone nothing could be learned but for the token that it is from, which in
+        # monotonous text stands in every segment.
+        count = evicted.counted.sum(dim=-1).clamp_min(1).to(calls.dtype)  # (B,)
+        strength = decided(calls.logsumexp(dim=-1) - count.log()[:, None])  # (B, K)
         if self.losses is not None and self.config.write_cost:
             self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
         return strength.masked_fill(fresh[:, None], 1)[..., None, None]

@@ -5,9 +5,9 @@ F asks itself and the block, passes the layer's own projections and feed-forward
 tokens of the following block see F's keys and values in the same softmax as their own. Nothing is taken from what leaves the
 ring: it was in F before.
 
-`gated` is ours: how much of an update happens is learned, token by token, from what the token was and from what it would
-become, as in the recurrent states of the Block-Recurrent Transformer (arXiv 2203.07852). What the paper adds to F at every block,
-be it of interest or not, drowns in the end whatever F held.
+`gated` is ours: whether an update happens is learned, token by token, from what the token was and from what it would become,
+after the gates of the Block-Recurrent Transformer (arXiv 2203.07852). What the paper adds to F at every block, be it of interest
+or not, drowns in the end whatever F held; a token that is not updated stays as it is, however long.
 
 Two more things are not the paper's. Of the share that the softmax gives to the feedback a learned gate a head keeps
 sigmoid(gate): all of it in the paper, hardly any before a pretrained model has learned to use it. (A bias on the scores does not
@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far, attend_with_mass
+from models.asked import Asked, Beside, Far
+from models.attention import attend_with_mass
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer, rotate, wide
 from models.memory.base import Evicted, Finished, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.memory.strength import above, check_writing, logit
+from models.memory.strength import check_writing, decided, logit
 from models.state import MemoryState, Spec, TensorSpec
 
 
@@ -40,17 +41,16 @@ class FeedbackConfig(LayeredConfig):
     mean square to which it is scaled down before a block is added; 0: never.
     `gate_init` is where the gates start, before the sigmoid: well above 0 for a model that is trained with it from scratch.
 
-    `gated` learns how much of each update happens: `write_init` before training, from the second block on. An update weaker than
-    `write_floor` does not happen at all, so that what is stored stays as it is while nothing worth a write is read. `write_cost`
-    is, in training, the price in nats of a block that is written at full strength. All three are for `gated` alone.
+    `gated` learns which updates happen; those of the first block always do. `write_init` is the sigmoid of what untrained tokens
+    call with: above .5 all updates happen. `write_cost` is, in training, the price in nats of a block that updates all tokens. Both
+    are for `gated` alone.
     """
 
     tokens: int = 64
     gate_init: float = -10.0
     limit: float = 0.0
     gated: bool = False
-    write_init: float = 0.5
-    write_floor: float = 0.0
+    write_init: float = 0.6
     write_cost: float = 0.0
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class FeedbackConfig(LayeredConfig):
             )
         if not self.limit >= 0:
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
-        check_writing(self.write_init, self.write_floor, self.write_cost)
+        check_writing(self.write_init, self.write_cost)
 
 
 _SCALE = 0.1
@@ -151,9 +151,8 @@ class Feedback(Memory):
         values = torch.cat((state.read("feedback_values", index), finished.values), dim=2)
         # The initial feedback asks, but holds nothing that should be carried on (appendix B.1).
         carried = self._limited(feedback).masked_fill((finished.starts == 0)[:, None, None], 0)
-        feedback = _through(weights, carried, query, keys, values)
-        if self.config.gated:
-            feedback = self._written(index, carried, feedback, finished.starts)
+        after = _through(weights, carried, query, keys, values)
+        feedback = self._written(index, feedback, after, finished.starts) if self.config.gated else after
         state.write("feedback", feedback, index)
         _, key, value = weights.project(feedback)
         state.write("feedback_keys", rotate(key, cos, sin), index)
@@ -167,13 +166,12 @@ class Feedback(Memory):
         return Report(tuple(LayerReport(layer, heads, tokens, used) for layer in self._layers))
 
     def _written(self, index: int, before: Tensor, after: Tensor, starts: Tensor) -> Tensor:
-        """What becomes of the tokens `before` (B, n, D) that the block would turn into those `after`: a part of the way.
+        """What becomes of the tokens `before` (B, n, D) that the block would turn into those `after`: one or the other.
 
         The first block is taken whole: there is nothing yet that could be kept.
         """
         seen = torch.cat((_normed(before), _normed(after)), dim=-1)  # (B, n, 2D)
-        strength = (seen @ self.write_weight[index] + self.write_offset[index]).sigmoid()  # (B, n)
-        strength = above(strength, self.config.write_floor)
+        strength = decided(seen @ self.write_weight[index] + self.write_offset[index])  # (B, n)
         if self.losses is not None and self.config.write_cost:
             self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
         strength = strength.masked_fill((starts == 0)[:, None], 1)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Asked, Beside, Far
+from models.asked import Asked, Beside, Far
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
@@ -63,7 +63,7 @@ class InfiniConfig(LayeredConfig):
             raise ConfigError(
                 f"decay_init must be 0, for a memory that does not fade, or less than 1, not {self.decay_init}"
             )
-        check_writing(self.write_init, self.write_floor, self.write_cost)
+        check_writing(self.write_init, self.write_cost, self.write_floor)
 
 
 class Infini(Memory):

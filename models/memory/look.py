@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.attention import Before
+from models.asked import Before
 
 RANK = 8
 """Dimensions in which a head may ask for something else than it asks its neighbourhood for."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models import native
-from models.attention import Around, Recent
+from models.asked import Around, Recent
 from models.config import MemoryConfig, ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.base import Evicted, Finished, Left

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from models import native
-from models.attention import Asked, Before, Beside, Far, Grid, Recent, of_heads, pack_codes
+from models.asked import Asked, Before, Beside, Far, Grid, Recent, of_heads
+from models.attention import pack_codes
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import wide

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.attention import Asked, Beside, Far
+from models.asked import Asked, Beside, Far
 from models.config import MemoryConfig, ModelConfig
 from models.memory.base import Evicted, Mechanism, Memory
 from models.state import MemoryState, Spec

@@ -12,7 +12,7 @@ from models.native.attention import available
 from models.native.compiled import library
 
 if TYPE_CHECKING:
-    from models.attention import Far, Grid
+    from models.asked import Far, Grid
 
 FEW = 16
 """Below so many tokens a session, keys are better not packed first."""

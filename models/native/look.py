@@ -13,7 +13,7 @@ from models.native.compiled import library
 from models.native.joint import SIZES
 
 if TYPE_CHECKING:
-    from models.attention import Asked
+    from models.asked import Asked
     from models.memory.look import Look
 
 PARAMETERS = (

@@ -86,7 +86,7 @@ ROWS: Mapping[str, Row] = {
     "feedback": Row(FeedbackConfig(32, 16, 4, tokens=6), FeedbackReference),
     "feedback, limited": Row(FeedbackConfig(32, 16, 4, tokens=3, limit=1.0), FeedbackReference),
     "feedback, gated": Row(
-        FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_floor=0.3), FeedbackReference
+        FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_init=0.5), FeedbackReference
     ),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
     "infini linear in two layers": Row(infini_config(rule="linear", layers=(1, 3)), InfiniReference),
@@ -111,7 +111,7 @@ ROWS: Mapping[str, Row] = {
     ),
     "continuous, gibbs": Row(continuous_config(density="gibbs", layers=(0, 2)), ContinuousReference),
     "continuous, gibbs, gated": Row(
-        continuous_config(density="gibbs", gated=True, write_floor=0.3, sinks=16), ContinuousReference
+        continuous_config(density="gibbs", gated=True, write_init=0.1, sinks=16), ContinuousReference
     ),
-    "continuous, gated": Row(continuous_config(gated=True, write_init=0.8), ContinuousReference),
+    "continuous, gated": Row(continuous_config(gated=True, write_init=0.3), ContinuousReference),
 }

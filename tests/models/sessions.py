@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import Asked
+from models.asked import Asked
 from models.config import MemoryConfig
 from models.memory import MECHANISMS
 from models.memory.base import Memory

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Far, attend, attend_jointly
+from models.asked import Far
+from models.attention import attend, attend_jointly
 from models.config import ModelConfig, RopeScaling
 from models.layers import Rotary, rms_norm, rotate
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from models import attention
-from models.attention import Far, attend_jointly
+from models.asked import Far
+from models.attention import attend_jointly
 
 SHAPE = (2, 3, 2, 20, 16)  # (B, K, G, T, d)
 

@@ -12,7 +12,8 @@ import torch
 from models.adapt import sharpen as module
 from models.adapt.foretell import hide
 from models.adapt.sharpen import Progress, Told, sharpen
-from models.attention import Before, Far, attend_jointly
+from models.asked import Before, Far
+from models.attention import attend_jointly
 from models.errors import ConfigError
 from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots

@@ -209,7 +209,7 @@ def test_sequences_begin_behind_what_was_read_ahead() -> None:
     settings = replace(SETTINGS, ahead=5)
     trainer = Trainer(model, TASK, settings, base=base, haystack=fillers)
     trainer._begin()
-    state, example = trainer._start()
+    state, example = trainer._start(imitates=True)
     assert example is not None
     assert state.values().positions == example.positions == [20] * settings.batch
     for started in (state, example):
@@ -219,7 +219,7 @@ def test_sequences_begin_behind_what_was_read_ahead() -> None:
     assert state.read("infini_memory", 0).any()
     batch = TASK.batch(torch.Generator().manual_seed(0), settings.batch, 12)
     trainer._learn(replace(batch, imitate=1.0), state, example)
-    again, beside = trainer._start()  # what a step reads stays its own
+    again, beside = trainer._start(imitates=True)  # what a step reads stays its own
     assert beside is not None
     assert again.values().positions == beside.positions == [20] * settings.batch
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Beside
+from models.asked import Asked, Beside
 from models.config import ModelConfig
 from models.memory.infini import MECHANISM, Infini, InfiniConfig
 from models.state import MemoryState

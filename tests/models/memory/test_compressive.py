@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Far
+from models.asked import Far
 from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer

@@ -8,81 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from models.attention import Asked, Beside
-from models.config import ModelConfig
 from models.errors import ConfigError
-from models.memory.continuous import Continuous, ContinuousConfig
+from models.memory.continuous import Continuous
 from models.state import MemoryState, spec_nbytes
-from tests.models.memory.evictions import evicted
-
-SIZE, SEGMENT, HEADS, KV_HEADS = 8, 64, 4, 2
-MODEL = ModelConfig(32, 32, 16, 2, HEADS, KV_HEADS, SIZE, 1e-5, 1e4, 512, True)
-
-
-def config(**changes: Any) -> ContinuousConfig:
-    small = {"window": 64, "segment": SEGMENT, "sinks": 0, "basis": 64, "samples": 64, "widths": (0.02, 0.04)}
-    return ContinuousConfig(**{**small, "ridge": 1e-3, **changes})
-
-
-def memory(**changes: Any) -> Continuous:
-    return Continuous(MODEL, config(**changes), torch.float64)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def fold(continuous: Continuous, state: MemoryState, start: int, keys: Tensor, values: Tensor, layer: int = 0) -> None:
-    """Evict keys and values (K, S, d) of the segment that begins at `start`."""
-    continuous.fold(layer, state, evicted(keys[None], values[None], start, sinks=continuous.config.sinks))
-
-
-def fold_all(continuous: Continuous, keys: Tensor, values: Tensor) -> MemoryState:
-    """Evict every whole segment of keys and values (K, n, d)."""
-    state = MemoryState.empty(continuous.spec(), 1)
-    for start in range(0, keys.shape[1], SEGMENT):
-        fold(continuous, state, start, keys[:, start : start + SEGMENT], values[:, start : start + SEGMENT])
-    return state
-
-
-def segments(*numbers: float) -> Tensor:
-    """Segments of equal tokens, each filled with its number: (K, n, d)."""
-    return torch.tensor(numbers, dtype=torch.float64).repeat_interleave(SEGMENT)[:, None].expand(KV_HEADS, -1, SIZE)
-
-
-def asked(query: Tensor, *folded: int) -> Asked:
-    """Queries (B, K, G, t, d) of sessions that have evicted so many tokens."""
-    turn = torch.ones(1, 1, 1, SIZE // 2)
-    return Asked(query, query, turn, 0 * turn, list(folded), list(folded))
-
-
-def read(continuous: Continuous, state: MemoryState, query: Tensor, *folded: int) -> Beside:
-    found = continuous.read(0, state, asked(query, *(folded or [SEGMENT])))
-    assert isinstance(found, Beside)
-    return found
-
-
-def look(continuous: Continuous, mean: float, deviation: float) -> None:
-    """Make every query of every head look at one place, whatever the keys are."""
-    with torch.no_grad():
-        for weight in (continuous.mean, continuous.spread):
-            weight.zero_()
-        continuous.mean_bias.fill_(math.log(mean / (1 - mean)))
-        continuous.spread_bias.fill_(math.log(math.expm1(deviation**2)))
-
-
-def signal(continuous: Continuous, state: MemoryState, positions: Tensor, name: str = "values") -> Tensor:
-    """X(t) of the first head of layer 0, one channel: written out anew, (n,)."""
-    widths = continuous.config.widths
-    count = continuous.config.basis // len(widths)
-    total = torch.zeros_like(positions)
-    for index, weight in enumerate(state.read(f"continuous_{name}")[0, 0, 0, :, 0]):
-        centre, width = (index // len(widths)) / (count - 1), widths[index % len(widths)]
-        total += weight * torch.exp(-((positions - centre) ** 2) / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
-    return total
-
+from tests.models.memory.small_continuous import (
+    HEADS,
+    KV_HEADS,
+    MODEL,
+    SEGMENT,
+    SIZE,
+    asked,
+    config,
+    fold,
+    fold_all,
+    look,
+    memory,
+    noise,
+    read,
+    segments,
+    signal,
+)
 
 GRID = torch.linspace(0, 1, 4001, dtype=torch.float64)
 
@@ -284,55 +230,6 @@ def test_samples_shorter_than_the_longest_token_are_carried_as_they_are() -> Non
     torch.testing.assert_close(both.read("continuous_keys"), summed, rtol=1e-9, atol=1e-9)
 
 
-def test_a_head_that_wants_no_fold_keeps_its_signal_as_it_is() -> None:
-    continuous = memory(gated=True, write_floor=0.2)
-    with torch.no_grad():
-        continuous.write_offset[0, 0] = -3.0  # a strength of .05
-        continuous.write_offset[0, 1] = 30.0
-    state = fold_all(continuous, segments(1), segments(1))
-    first = state.read("continuous_values").clone()
-    assert first[0, 0].any()  # the first fold happens in all heads
-    for start in range(1, 20):
-        fold(continuous, state, start * SEGMENT, segments(2), segments(2))
-    kept, folded = state.read("continuous_values", 0)[0]
-    assert torch.equal(kept, first[0, 0, 0])
-    plain = fold_all(memory(), segments(1, *[2] * 19), segments(1, *[2] * 19)).read("continuous_values", 0)[0]
-    torch.testing.assert_close(folded, plain[1])
-
-
-def test_the_token_that_asks_for_a_fold_most_decides_and_sinks_ask_for_nothing() -> None:
-    continuous = memory(gated=True, write_init=0.01, sinks=3)
-    with torch.no_grad():
-        continuous.write_weight[0, :, 0] = 10.0
-    quiet, loud = segments(0).clone(), segments(0).clone()
-    loud[:, 40, 0] = 2.0
-    state = fold_all(continuous, quiet, segments(1))
-    before = state.read("continuous_values", 0).clone()
-    fold(continuous, state, SEGMENT, quiet, segments(2))
-    little = (state.read("continuous_values", 0) - before).norm()
-    state.write("continuous_values", before, 0)
-    fold(continuous, state, SEGMENT, loud, segments(2))
-    assert (state.read("continuous_values", 0) - before).norm() > 50 * little
-
-
-@pytest.mark.parametrize("length", [1, 40])
-def test_gibbs_asks_points_of_the_signal_as_if_they_were_tokens(length: int) -> None:
-    """Few queries take another way than many."""
-    continuous = memory(density="gibbs")
-    state = fold_all(continuous, noise(KV_HEADS, 3 * SEGMENT, SIZE), noise(KV_HEADS, 3 * SEGMENT, SIZE, seed=1))
-    query = noise(1, KV_HEADS, 2, length, SIZE, seed=2)
-    found = read(continuous, state, query, 3 * SEGMENT)
-    points = torch.arange(1, 65, dtype=torch.float64) / 64
-    assert found.mass is not None
-    keys, values = (
-        continuous._basis(points) @ state.read(f"continuous_{name}", 0)[:, :, None] for name in ("keys", "values")
-    )
-    scores = query @ keys.transpose(-1, -2) / SIZE**0.5
-    torch.testing.assert_close(found.mass, scores.logsumexp(dim=-1))
-    torch.testing.assert_close(found.out, scores.softmax(dim=-1) @ values)
-    torch.testing.assert_close(keys[0, 0, 0, :, 0], signal(continuous, state, points, "keys"))
-
-
 def test_only_the_chosen_layers_have_a_memory_and_it_weighs_what_the_spec_says() -> None:
     continuous = memory(layers=(1,), sticky=True, bins=10)
     coefficients = 2 * KV_HEADS * 64 * SIZE
@@ -376,7 +273,7 @@ def test_no_gradient_is_lost_or_undefined() -> None:
         ({"tau": 1.0}, "tau"),
         ({"density": "uniform"}, "density"),
         ({"density": "gibbs", "sticky": True}, "sticky"),
-        ({"gated": True, "write_floor": 1.0}, "write_floor"),
+        ({"gated": True, "write_init": 1.0}, "write_init"),
     ],
 )
 def test_a_signal_that_cannot_be_fitted_is_refused(changes: dict[str, Any], word: str) -> None:

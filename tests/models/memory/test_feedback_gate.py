@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Beside
+from models.asked import Asked, Beside
 from models.memory.feedback import Feedback, FeedbackConfig
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.attention import Asked, Beside
+from models.asked import Asked, Beside
 from models.state import MemoryState, TensorSpec
 from models.unrolled import UnrolledState
 from models.weights.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.attention import Before
+from models.asked import Before
 from models.memory.look import TRAIL, Look
 from models.memory.slots import Slots
 from models.weights.checkpoint import load_checkpoint

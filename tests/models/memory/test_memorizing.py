@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Asked, Beside
+from models.asked import Asked, Beside
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.memory.memorizing import Memorizing, MemorizingConfig

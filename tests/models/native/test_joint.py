@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models import attention, native
-from models.attention import Far, Grid, attend_jointly, pack_codes
+from models.asked import Far, Grid
+from models.attention import attend_jointly, pack_codes
 from tests.models.native.test_attention import capable
 
 

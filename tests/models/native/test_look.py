@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import native
-from models.attention import Around, Asked, Recent
+from models.asked import Around, Asked, Recent
 from models.config import ModelConfig
 from models.layers import Rotary, rotate
 from models.memory.look import TRAIL, Look

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.memory.continuous import ContinuousConfig
+from tests.models.references.decision import decision
 from tests.models.references.window import Reference
 
 
@@ -65,13 +66,13 @@ class ContinuousReference(Reference):
         ring, kept = weights[: len(near)], weights[len(near) :] * gate
         return ring / ring.sum() * (1 - kept.sum()) @ near_values + kept @ values
 
-    def strength(self, layer: int, places: range) -> Tensor:
-        """How much of a fold happens, by key/value head: as much as the token asks for that asks for most."""
+    def called(self, layer: int, places: range) -> Tensor:
+        """Whether a fold happens, by key/value head: if it does on average of the odds that each token gives it."""
         keys, values = (torch.stack([kept[layer][place] for place in places]) for kept in (self.keys, self.values))
-        row, floor = self.layers.index(layer), self.memory.write_floor
+        row = self.layers.index(layer)
         weight, offset = self.parameters["write_weight"][row], self.parameters["write_offset"][row]
         calls = (torch.cat((keys, values), dim=-1) * weight).sum(dim=-1) + offset  # (n, K)
-        return torch.clamp((calls.max(dim=0).values.sigmoid() - floor) / (1 - floor), min=0)
+        return decision(calls.exp().mean(dim=0).log())
 
     def fold(self, layer: int, start: int) -> None:
         """The old signal into [0, τ], the segment behind it."""
@@ -90,7 +91,7 @@ class ContinuousReference(Reference):
                 old = old * (seen[:, None] / old.norm(dim=-1)).clamp(max=1).detach()[..., None]
             after = self.fit(old, new)
             if layer in fitted and memory.gated:
-                part = self.strength(layer, places)[:, None, None]
+                part = self.called(layer, places)[:, None, None]
                 after = (1 - part) * fitted[layer] + part * after
             fitted[layer] = after
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.memory.feedback import FeedbackConfig
+from tests.models.references.decision import decision
 from tests.models.references.window import Reference
 
 
@@ -64,17 +65,17 @@ class FeedbackReference(Reference):
             mixed = mixed + carried
         after = mixed + self.feed_forward(layer, mixed)
         if start > 0 and self.memory.gated:
-            after = torch.stack([self._written(layer, *pair) for pair in enumerate(zip(carried, after, strict=True))])
+            pairs = zip(self.feedback[layer], after, strict=True)
+            after = torch.stack([self._written(layer, *pair) for pair in enumerate(pairs)])
         self.feedback[layer] = after
         self.seen[layer] = self._own(layer, places)
 
     def _written(self, layer: int, token: int, pair: tuple[Tensor, Tensor]) -> Tensor:
-        """What becomes of one token: a part of the way from what it was to what it would be."""
+        """What becomes of one token: what it was, or what it would be."""
         row = self.layers.index(layer)
         seen = torch.cat([one / (one.square().mean() + 1e-6).sqrt() for one in pair])
         call = self.parameters["write_weight"][row] @ seen + self.parameters["write_offset"][row, token]
-        floor = self.memory.write_floor
-        part = torch.clamp((call.sigmoid() - floor) / (1 - floor), min=0)
+        part = decision(call)
         return (1 - part) * pair[0] + part * pair[1]
 
     def _limited(self, token: Tensor) -> Tensor:
