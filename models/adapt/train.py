@@ -19,6 +19,7 @@ from models.adapt.settings import TrainSettings
 from models.adapt.tasks.base import Batch, Task
 from models.adapt.tasks.retrieval import Haystack
 from models.errors import ConfigError
+from models.memory.strength import Marked
 from models.state import MemoryState
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
@@ -149,6 +150,7 @@ class Trainer:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory = self._decoder.memory
         memory.losses = []
+        memory.marked = None if batch.marked is None else Marked(batch.marked, state.read("position"))
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0
         for part in _parts(batch, self._settings.truncate * memory.config.segment):
@@ -164,7 +166,7 @@ class Trainer:
                 total += float(loss.detach())
                 right += int((chosen.argmax(dim=-1) == targets).sum())
             state = state.detached()
-        memory.losses = None
+        memory.losses = memory.marked = None
         self._carried = state if self._settings.carry else None
         return total, right / asked
 
@@ -181,7 +183,7 @@ class Trainer:
             if example is not None:
                 assert self._base is not None
                 self._base.run(batch.tokens[:, :ahead], example)
-        return replace(batch, tokens=batch.tokens[:, ahead:], targets=batch.targets[:, ahead:])
+        return replace(batch, tokens=batch.tokens[:, ahead:], targets=batch.targets[:, ahead:], marked=None)
 
     def _divergence(self, part: Batch, example: MemoryState, logits: Tensor) -> Tensor:
         """KL of the base model's distributions from ours, logits (n, V), summed over what is asked; reads the part on."""

@@ -16,6 +16,7 @@ from models.config import MemoryConfig, ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer
 from models.memory.beginnings import Beginnings
+from models.memory.strength import Marked
 from models.native import Kept
 from models.state import MemoryState, Spec
 
@@ -151,6 +152,8 @@ class Memory(nn.Module, ABC):
         self.config = config
         self.losses: list[Tensor] | None = None
         """While training: a list to which the mechanism adds the losses of its own, scalars. None otherwise."""
+        self.marked: Marked | None = None
+        """While training, where that is known: what should be written, for a mechanism that decides about it."""
 
     @abstractmethod
     def spec(self) -> Spec:

@@ -29,8 +29,9 @@ from models.attention import attend_with_mass
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import wide
-from models.memory.base import Evicted, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.memory.strength import check_writing, decided, logit
+from models.memory.base import Evicted, LayerReport, Mechanism, Report
+from models.memory.deciding import DecidingConfig, DecidingMemory
+from models.memory.strength import logit
 from models.state import MemoryState, Spec, TensorSpec
 
 _UNIFORM = 0.01
@@ -39,16 +40,14 @@ never taken where the histogram is flat, where the last bit of a float would mov
 
 
 @dataclass(frozen=True)
-class ContinuousConfig(LayeredConfig):
+class ContinuousConfig(DecidingConfig):
     """`basis` is N, half of it with each of two `widths` (standard deviations); `ridge` is λ.
 
     `samples` points of the old signal are contracted into [0, `tau`] at every fold. `sticky` samples it where the queries
     since the last fold have looked, by a histogram of `bins`. The variance of a density is at least `min_variance`; while
     training it is drawn towards `prior_width`², with the weight `prior_weight`. `gate_init` is the gates' logit.
 
-    `density` is `gaussian`, the paper's, or `gibbs`. `gated` learns which folds happen; the first always does. `write_init` is the
-    sigmoid of what untrained tokens call with: above .5 all folds happen. `write_cost` is, in training, the price in nats of a fold
-    in all heads. Both are for `gated` alone.
+    `density` is `gaussian`, the paper's, or `gibbs`. `gated` learns which folds happen.
 
     The defaults are the paper's for language (512 functions and samples for segments of 512, widths .005 and .01, τ = λ = .5)
     at half the size, for segments of 256.
@@ -66,9 +65,6 @@ class ContinuousConfig(LayeredConfig):
     prior_weight: float = 1e-6
     gate_init: float = -10.0
     density: Literal["gaussian", "gibbs"] = "gaussian"
-    gated: bool = False
-    write_init: float = 0.6
-    write_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,10 +88,9 @@ class ContinuousConfig(LayeredConfig):
             raise ConfigError(f"density must be gaussian or gibbs, not {self.density!r}")
         if self.sticky and self.density != "gaussian":
             raise ConfigError("sticky belongs to the density gaussian: leave it out with gibbs")
-        check_writing(self.write_init, self.write_cost)
 
 
-class Continuous(Memory):
+class Continuous(DecidingMemory):
     """See the top of this file. Parameters are by memory layer and query head."""
 
     config: ContinuousConfig
@@ -261,9 +256,8 @@ class Continuous(Memory):
         # The mean of their odds: of the greatest call alone nothing could be learned but for the token that it is from, which in
         # monotonous text stands in every segment.
         count = evicted.counted.sum(dim=-1).clamp_min(1).to(calls.dtype)  # (B,)
-        strength = decided(calls.logsumexp(dim=-1) - count.log()[:, None])  # (B, K)
-        if self.losses is not None and self.config.write_cost:
-            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        calls = calls.logsumexp(dim=-1) - count.log()[:, None]  # (B, K)
+        strength = self._decided(calls, evicted.starts, len(self._layers))
         return strength.masked_fill(fresh[:, None], 1)[..., None, None]
 
     def _density(self, index: int, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

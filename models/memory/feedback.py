@@ -28,30 +28,26 @@ from models.attention import attend_with_mass
 from models.config import ModelConfig
 from models.errors import ConfigError
 from models.layers import Layer, rotate, wide
-from models.memory.base import Evicted, Finished, LayeredConfig, LayerReport, Mechanism, Memory, Report
-from models.memory.strength import check_writing, decided, logit
+from models.memory.base import Evicted, Finished, LayerReport, Mechanism, Report
+from models.memory.deciding import DecidingConfig, DecidingMemory
+from models.memory.strength import logit
 from models.state import MemoryState, Spec, TensorSpec
 
 
 @dataclass(frozen=True)
-class FeedbackConfig(LayeredConfig):
+class FeedbackConfig(DecidingConfig):
     """`tokens` is n; the paper's m past blocks are the window over the segment.
 
     What is carried from block to block only ever grows in the paper, until a new block hardly changes it. `limit` is the root
     mean square to which it is scaled down before a block is added; 0: never.
     `gate_init` is where the gates start, before the sigmoid: well above 0 for a model that is trained with it from scratch.
 
-    `gated` learns which updates happen; those of the first block always do. `write_init` is the sigmoid of what untrained tokens
-    call with: above .5 all updates happen. `write_cost` is, in training, the price in nats of a block that updates all tokens. Both
-    are for `gated` alone.
+    `gated` learns which updates happen.
     """
 
     tokens: int = 64
     gate_init: float = -10.0
     limit: float = 0.0
-    gated: bool = False
-    write_init: float = 0.6
-    write_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,14 +57,13 @@ class FeedbackConfig(LayeredConfig):
             )
         if not self.limit >= 0:
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
-        check_writing(self.write_init, self.write_cost)
 
 
 _SCALE = 0.1
 """Standard deviation of the initial feedback: about that of the embeddings of small pretrained models."""
 
 
-class Feedback(Memory):
+class Feedback(DecidingMemory):
     """See the top of this file."""
 
     config: FeedbackConfig
@@ -171,9 +166,8 @@ class Feedback(Memory):
         The first block is taken whole: there is nothing yet that could be kept.
         """
         seen = torch.cat((_normed(before), _normed(after)), dim=-1)  # (B, n, 2D)
-        strength = decided(seen @ self.write_weight[index] + self.write_offset[index])  # (B, n)
-        if self.losses is not None and self.config.write_cost:
-            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        calls = seen @ self.write_weight[index] + self.write_offset[index]  # (B, n)
+        strength = self._decided(calls, starts, len(self._layers))
         strength = strength.masked_fill((starts == 0)[:, None], 1)
         return torch.lerp(before, after, strength[..., None])
 

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from models.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What a memory should write of the sequences that it learns from."""
+
+    places: Tensor
+    """(B, T) bool."""
+    begins: Tensor
+    """(B,) int64: the position of each row's first token."""
+
+    def within(self, starts: Tensor, count: int) -> Tensor:
+        """Whether anything is marked among the `count` tokens from positions `starts` (B,) on: (B,) bool."""
+        offsets = (starts - self.begins)[:, None] + torch.arange(count, device=starts.device)
+        inside = (offsets >= 0) & (offsets < self.places.shape[1])
+        found = self.places.gather(1, offsets.clamp(0, self.places.shape[1] - 1))
+        return (found & inside).any(dim=1)
 
 
 def check_writing(init: float, cost: float, floor: float = 0.0) -> None:
@@ -22,12 +41,6 @@ def check_writing(init: float, cost: float, floor: float = 0.0) -> None:
 def above(share: Tensor, floor: float) -> Tensor:
     """The share, 0 below the floor and from there on stretched, so that it has no jump: a sigmoid alone never reaches 0."""
     return ((share - floor) / (1 - floor)).relu() if floor else share
-
-
-def decided(calls: Tensor) -> Tensor:
-    """1 where a call is above 0, else 0. Its gradient is the sigmoid's: the straight-through estimator of arXiv 1308.3432."""
-    share = calls.sigmoid()
-    return (calls > 0).to(share.dtype) + (share - share.detach())
 
 
 def logit(share: float) -> float:

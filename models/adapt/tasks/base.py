@@ -26,6 +26,8 @@ class Batch:
     """What the divergence from the base model weighs at the places that are asked."""
     graded: bool = True
     """Whether the accuracy says that longer sequences may come: not where much cannot be known."""
+    marked: Tensor | None = None
+    """(B, T) bool: the tokens that will be asked for, and that a memory should write; None: nobody can say."""
 
     @property
     def asked(self) -> Tensor:

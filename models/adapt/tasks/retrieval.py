@@ -66,25 +66,29 @@ class Retrieval:
         source = random.Random(int(torch.randint(2**62, (), generator=generator)))
         tokens = torch.empty(batch, length, dtype=torch.int64)
         targets = torch.full((batch, length), IGNORED)
+        marked = torch.zeros(batch, length, dtype=torch.bool)
         for row in range(batch):
-            read, answer = self._sequence(source, length)
+            read, answer, said = self._sequence(source, length)
             tokens[row] = torch.tensor(read)
             targets[row, -answer.shape[0] :] = answer
-        return Batch(tokens, targets)
+            for stretch in said:
+                marked[row, stretch] = True
+        return Batch(tokens, targets, marked=marked)
 
-    def _sequence(self, source: random.Random, length: int) -> tuple[list[int], torch.Tensor]:
-        """Tokens without the answer's last one, and the answer."""
+    def _sequence(self, source: random.Random, length: int) -> tuple[list[int], torch.Tensor, list[slice]]:
+        """Tokens without the answer's last one, the answer, and where the sentences stand."""
         hidden = self.draw(source)
         sentences = [self._encode(self.around.format(sentence)) for sentence in hidden.sentences]
         question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer)
         room = length + 1 - len(question) - len(answer) - sum(map(len, sentences))
         if room < 1:
             raise ConfigError(f"{self.name} needs {1 - room} more tokens than {length}: give it longer sequences")
-        hay, read, done = self.haystack(source, room), [], 0
+        hay, read, said, done = self.haystack(source, room), [], [], 0
         for place, sentence in zip(self._places(source, hay, len(sentences)), sentences, strict=True):
             read += [*hay[done:place], *sentence]
+            said.append(slice(len(read) - len(sentence), len(read)))
             done = place
-        return [*read, *hay[done:], *question, *answer[:-1]], torch.tensor(answer)
+        return [*read, *hay[done:], *question, *answer[:-1]], torch.tensor(answer), said
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, start=False)

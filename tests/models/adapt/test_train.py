@@ -18,6 +18,8 @@ from models.adapt.tasks.passkey import Passkey
 from models.adapt.train import Progress, Trainer
 from models.errors import CheckpointError, ConfigError
 from models.layers import Layer
+from models.memory.base import Evicted
+from models.state import MemoryState
 from models.transformer import Decoder
 from models.unrolled import UnrolledState
 
@@ -222,6 +224,32 @@ def test_sequences_begin_behind_what_was_read_ahead() -> None:
     again, beside = trainer._start(imitates=True)  # what a step reads stays its own
     assert beside is not None
     assert again.values().positions == beside.positions == [20] * settings.batch
+
+
+def test_a_memory_is_told_what_to_write_at_the_positions_where_it_stands() -> None:
+    model, told = decoder(), []
+    trainer = Trainer(model, TASK, replace(SETTINGS, ahead=5, truncate=1), haystack=fillers)
+    trainer._begin()
+    batch = TASK.batch(torch.Generator().manual_seed(0), SETTINGS.batch, 12)
+    marked = torch.zeros(SETTINGS.batch, 12, dtype=torch.bool)
+    marked[0, 6] = True
+    fold = model.memory.fold
+
+    def watched(layer: int, state: MemoryState, evicted: Evicted) -> None:
+        assert model.memory.marked is not None
+        told.append((evicted.starts.tolist(), model.memory.marked.within(evicted.starts, 4).tolist()))
+        fold(layer, state, evicted)
+
+    model.memory.fold = watched  # type: ignore[method-assign]
+    trainer._learn(replace(batch, marked=marked), *trainer._start(imitates=False))
+    assert {starts[0] for starts, _ in told} == {12, 16, 20}
+    assert not any(any(said) for _, said in told), "20 to 23 has left the ring, 24 to 27 has not"
+    assert model.memory.marked is None
+    marked[0, 3] = True
+    told.clear()
+    trainer._learn(replace(batch, marked=marked), *trainer._start(imitates=False))
+    assert {starts[0] for starts, said in told if said[0]} == {20}
+    assert not any(any(said[1:]) for _, said in told)
 
 
 def test_what_is_read_ahead_has_to_come_from_somewhere() -> None:

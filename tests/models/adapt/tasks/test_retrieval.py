@@ -72,6 +72,19 @@ def test_every_target_is_the_next_token(tokenizer: Tokenizer) -> None:
         assert torch.equal(targets[asked[:-1]], tokens[asked[1:]])
 
 
+def test_what_will_be_asked_for_is_marked(tokenizer: Tokenizer, book: list[int]) -> None:
+    for task, count in ((passkey_task(tokenizer), 1), (needle_task(tokenizer, book, keys=3), 3)):
+        batch = draw(task)
+        assert batch.marked is not None
+        for tokens, marked, (read, answer) in zip(batch.tokens, batch.marked, texts(task, batch), strict=True):
+            said = tokenizer.decode(tokens[marked].tolist())
+            assert said.count(answer.strip()) == (2 if count == 1 else 1)
+            assert said.strip() in read or count > 1
+            begins = int((marked[1:] & ~marked[:-1]).sum() + marked[0])
+            assert begins <= count
+            assert not marked[-8:].any(), "the question is not"
+
+
 @pytest.mark.parametrize(("depth", "low", "high"), [(0.0, 0, 0.45), (1.0, 0.55, 1)])
 def test_depth_says_where(tokenizer: Tokenizer, depth: float, low: float, high: float) -> None:
     task = passkey_task(tokenizer, depth)
