@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from models.adapter import packaged_adapter, save_adapter
 from models.errors import ConfigError
 from models.load import LoadedModel, Offer, load_offers
+from models.memory.continuous import ContinuousConfig
 from models.memory.infini import InfiniConfig
 from models.memory.memorizing import MemorizingConfig
 from models.weights.checkpoint import Checkpoint
@@ -110,6 +111,20 @@ def test_how_much_a_memory_holds_may_be_chosen_anew(
         memory = loaded(tiny_model, None, "memorizing", **options).decoder.memory.config
         assert isinstance(memory, MemorizingConfig)
         assert (memory.entries, memory.gate) == (entries, "learned")
+
+
+def test_segments_are_as_long_as_taught_where_a_memory_lays_them_out(
+    tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "a"
+    for mechanism, config, segment in (
+        ("continuous", ContinuousConfig(window=32, segment=16, basis=32), 16),
+        ("infini", InfiniConfig(window=32, segment=16), 256),
+    ):
+        save_adapter(path, build(checkpoint, config), mechanism, checkpoint.fingerprint)
+        offers = [Offer(str(tiny_model), mechanism, asked, adapter=path) for asked in ({}, {"segment": 64})]
+        served = [load_offers([offer])[offer.model, mechanism].decoder.memory.config for offer in offers]
+        assert [(one.window, one.segment) for one in served] == [(512, segment), (512, 64)]
 
 
 def test_how_it_was_made_is_in_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
