@@ -69,6 +69,7 @@ def _accuracy(decoder: Decoder, task: Task, trials: Trials, shuffled: bool) -> f
     with torch.inference_mode():
         for begin in range(0, trials.count, trials.batch):
             batch = task.batch(generator, min(trials.batch, trials.count - begin), trials.length)
+            batch = batch.to(decoder.device)
             right += _right(decoder, batch, trials.ahead if shuffled else None)
             asked += int(batch.asked.sum())
     return right / asked

@@ -96,7 +96,7 @@ class Trainer:
         longest = self._curriculum.segments
         segments = self._curriculum.draw(self._generator)
         length = segments * self._decoder.memory.config.segment
-        batch = self._task.batch(self._generator, settings.batch, length)
+        batch = self._task.batch(self._generator, settings.batch, length).to(self._decoder.device)
         loss, accuracy = self._learn(batch, *self._start(imitates=bool(batch.imitate)))
         trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(trained, settings.clip)

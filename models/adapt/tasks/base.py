@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,11 @@ class Batch:
     """Whether the accuracy says that longer sequences may come: not where much cannot be known."""
     marked: Tensor | None = None
     """(B, T) bool: the tokens that will be asked for, and that a memory should write; None: nobody can say."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        marked = None if self.marked is None else self.marked.to(device)
+        return replace(self, tokens=self.tokens.to(device), targets=self.targets.to(device), marked=marked)
 
     @property
     def asked(self) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.adapt.evaluate import Trials, accuracy
 from models.adapt.settings import TrainSettings
 from models.adapt.small import SmallModel, build_small
+from models.adapt.tasks.base import Batch
 from models.adapt.tasks.passkey import Passkey
 from models.adapt.train import Progress, Trainer
 from models.errors import CheckpointError, ConfigError
@@ -250,6 +251,19 @@ def test_a_memory_is_told_what_to_write_at_the_positions_where_it_stands() -> No
     trainer._learn(replace(batch, marked=marked), *trainer._start(imitates=False))
     assert {starts[0] for starts, said in told if said[0]} == {20}
     assert not any(any(said[1:]) for _, said in told)
+
+
+def test_what_is_learned_and_tried_goes_to_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, moved = decoder(), []
+
+    def watched(batch: Batch, device: torch.device) -> Batch:
+        moved.append(device)
+        return batch
+
+    monkeypatch.setattr(Batch, "to", watched)
+    Trainer(model, TASK, replace(SETTINGS, steps=2)).run()
+    accuracy(model, TASK, Trials(length=8, count=4))
+    assert moved == [model.device] * 3
 
 
 def test_what_is_read_ahead_has_to_come_from_somewhere() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.adapt.tasks import TASKS
-from models.adapt.tasks.base import IGNORED, Task
+from models.adapt.tasks.base import IGNORED, Batch, Task
 from models.errors import ConfigError
 
 EVERY = pytest.mark.parametrize("task", [kind() for kind in TASKS.values()], ids=list(TASKS))
@@ -51,3 +51,12 @@ def test_a_sequence_that_is_too_short_is_refused_with_the_least_length(task: Tas
 @EVERY
 def test_chance_is_a_probability(task: Task) -> None:
     assert 0 < task.chance < 1
+
+
+def test_a_batch_goes_to_a_device_whole() -> None:
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    batch = Batch(tokens, tokens, 0.5, graded=False, marked=tokens > 0).to("meta")
+    assert batch.marked is not None
+    assert {part.device.type for part in (batch.tokens, batch.targets, batch.marked)} == {"meta"}
+    assert (batch.imitate, batch.graded) == (0.5, False)
+    assert Batch(tokens, tokens).to("meta").marked is None
