@@ -94,7 +94,7 @@ redis:
 .venv/.engine: .venv/.bench
 	@echo "Installing what our engine is measured beside: llama-cpp-python (compiled here, which takes minutes) and transformers"
 	@CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF" \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' 'transformers>=5'
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python==0.3.36' 'transformers>=5,<5.24'
 	@touch $@
 
 # kvpress wants an older transformers than our tests: an environment of its own.
