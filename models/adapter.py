@@ -21,14 +21,13 @@ from torch import Tensor
 
 from models.errors import ConfigError
 from models.lora import AttentionLora
+from models.memory import MECHANISMS
+from models.memory.base import find_mechanism
 from models.transformer import Decoder
 
 FORMAT = "palimpsest-adapter-1"
 _LOCAL = {"window", "segment", "sinks", "slots", "slot_dtype", "ridge", "reach", "ends"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
-_LAID_OUT = {"continuous"}
-"""Memories that lay segments out: what they learned is right for segments as long as they were taught with, which are therefore
-prescribed unless another length is asked for."""
 _CAPACITY = {"entries", "top_k"}
 """Settings that are as the adapter was taught unless something else is asked for: nothing learned depends on them."""
 
@@ -65,7 +64,8 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
             raise ConfigError(f"the adapter {path} is for the {name} {metadata.get(name)} and not for {wanted}")
     try:
         settings = json.loads(metadata["config"])
-        chosen_anew = _LOCAL - {"segment"} if mechanism in _LAID_OUT else _LOCAL
+        lays_out = find_mechanism(mechanism, MECHANISMS).config.lays_out
+        chosen_anew = _LOCAL - {"segment"} if lays_out else _LOCAL
         return {name: _plain(value) for name, value in settings.items() if name not in chosen_anew}
     except (KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error

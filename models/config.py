@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from models.errors import ConfigError
 
@@ -62,6 +63,10 @@ class MemoryConfig:
     window: int = 512
     segment: int = 256
     sinks: int = 4
+
+    lays_out: ClassVar[bool] = False
+    """Whether a fold lays its segment out over a fixed number of places, so that what was taught with segments of one length is
+    right for that length: adapters then prescribe it, unless another is asked for."""
 
     def __post_init__(self) -> None:
         if self.segment < 1 or self.window < self.segment or self.window % self.segment:

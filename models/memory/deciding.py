@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +36,8 @@ class DecidingConfig(LayeredConfig):
 class DecidingMemory(Memory):
     """A memory whose writes happen or do not."""
 
+    config: DecidingConfig
+
     def _decided(self, calls: Tensor, starts: Tensor, layers: int) -> Tensor:
         """1 where the segment from position `starts` (B,) on is written, else 0, for calls (B, n) of one of `layers` layers.
 
@@ -44,8 +45,7 @@ class DecidingMemory(Memory):
         have been good for, and what is written everywhere soon holds nothing. Where a task marks what it will ask for, the calls
         can be told.
         """
-        config = cast(DecidingConfig, self.config)
-        strength = decided(calls)
+        config, strength = self.config, decided(calls)
         if self.losses is None:
             return strength
         if self.marked is not None and config.write_taught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,19 @@ def test_every_target_is_the_next_token(tokenizer: Tokenizer) -> None:
 
 
 def test_what_will_be_asked_for_is_marked(tokenizer: Tokenizer, book: list[int]) -> None:
-    for task, count in ((passkey_task(tokenizer), 1), (needle_task(tokenizer, book, keys=3), 3)):
-        batch = draw(task)
-        assert batch.marked is not None
-        for tokens, marked, (read, answer) in zip(batch.tokens, batch.marked, texts(task, batch), strict=True):
-            said = tokenizer.decode(tokens[marked].tolist())
-            assert said.count(answer.strip()) == (2 if count == 1 else 1)
-            assert said.strip() in read or count > 1
-            begins = int((marked[1:] & ~marked[:-1]).sum() + marked[0])
-            assert begins <= count
-            assert not marked[-8:].any(), "the question is not"
+    batch = draw(passkey_task(tokenizer))
+    assert batch.marked is not None
+    for tokens, marked, (_, answer) in zip(
+        batch.tokens, batch.marked, texts(passkey_task(tokenizer), batch), strict=True
+    ):
+        key = answer.strip()
+        said = tokenizer.decode(tokens[marked].tolist())
+        assert said.strip() == f"The pass key is {key}. Remember it. {key} is the pass key."
+    batch = draw(needle_task(tokenizer, book, keys=3))
+    assert batch.marked is not None
+    for tokens, marked in zip(batch.tokens, batch.marked, strict=True):
+        said = tokenizer.decode(tokens[marked].tolist())
+        assert re.fullmatch(r"( ?One of the special magic numbers for [^.]+ is: \d{7}\.){3}", said)
 
 
 @pytest.mark.parametrize(("depth", "low", "high"), [(0.0, 0, 0.45), (1.0, 0.55, 1)])
