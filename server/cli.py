@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,6 +153,5 @@ def _without_password(address: str) -> str:
 
 
 def _run_module(module: str, *arguments: str) -> None:
-    # In a process of its own: nothing of this package may load torch.
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
-    raise typer.Exit(done.returncode)
+    # Nothing of this package may load torch, so this process becomes another: who stops the command stops what computes.
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

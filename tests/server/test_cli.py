@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from fastapi import FastAPI
@@ -18,14 +20,15 @@ from tests.server.scripted import ScriptedPool
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Commands that would have been run."""
+    """Commands that this process would have become."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def become(program: str, command: list[str]) -> NoReturn:
+        assert program == command[0]
         commands.append(command)
-        return subprocess.CompletedProcess(command, 3)
+        sys.exit(3)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "execv", become)
     return commands
 
 
