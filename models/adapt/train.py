@@ -150,7 +150,8 @@ class Trainer:
         """Add up the gradients of one batch: mean loss and accuracy of what is asked."""
         memory = self._decoder.memory
         memory.losses = []
-        memory.marked = None if batch.marked is None else Marked(batch.marked, state.read("position"))
+        if batch.marked is not None:
+            memory.marked = Marked(batch.marked, state.read("position"), batch.answers)
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0
         for part in _parts(batch, self._settings.truncate * memory.config.segment):
@@ -183,7 +184,9 @@ class Trainer:
             if example is not None:
                 assert self._base is not None
                 self._base.run(batch.tokens[:, :ahead], example)
-        return replace(batch, tokens=batch.tokens[:, ahead:], targets=batch.targets[:, ahead:], marked=None)
+        return replace(
+            batch, tokens=batch.tokens[:, ahead:], targets=batch.targets[:, ahead:], marked=None, answers=None
+        )
 
     def _divergence(self, part: Batch, example: MemoryState, logits: Tensor) -> Tensor:
         """KL of the base model's distributions from ours, logits (n, V), summed over what is asked; reads the part on."""

@@ -17,7 +17,7 @@ from models.evaluate.evaluation import Evaluation
 from models.evaluate.figure import check_drawing, draw
 from models.evaluate.plan import CONTROLS, Plan
 from models.evaluate.reading import memory_reader
-from models.evaluate.results import TASKS, Results
+from models.evaluate.results import IN_NATS, TASKS, Results
 from models.evaluate.table import table
 from models.evaluate.trials import Trials
 from models.load import DTYPES, Offer, load_offer, weights_of
@@ -84,7 +84,10 @@ def evaluate(options: argparse.Namespace) -> None:
     plan.check_book(len(trials.book))
     for reason in plan.left_out():
         console.print(reason, markup=False)
-    measure(Evaluation(trials, results), Contenders(checkpoint, weights, own, plan), plan)
+    evaluation, contenders = Evaluation(trials, results), Contenders(checkpoint, weights, own, plan)
+    measure(evaluation, contenders, plan)
+    if "kl" in plan.tasks:
+        evaluation.divergence(own, contenders.base())
     Console().print(table(results.rows))
     if options.figure is not None:
         draw(results.written, options.figure)
@@ -95,7 +98,7 @@ def measure(evaluation: Evaluation, contenders: Contenders, plan: Plan) -> None:
     """All tasks of a plan, the shortest texts first."""
     for length in plan.lengths:
         for task in TASKS:
-            if task == "nll" or task not in plan.tasks:
+            if task in IN_NATS or task not in plan.tasks:
                 continue
             for reader in contenders.answering(length):
                 if task == "passkey":

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from models.adapt.evaluate import without_memory
 from models.codec import StateKind
+from models.evaluate.evaluation import SHORT
 from models.evaluate.plan import FULL_LENGTH, Plan
 from models.evaluate.reading import CHUNK, ROOM, Reader, full_attention_reader, window_reader
 from models.load import LoadedModel
@@ -85,6 +86,10 @@ class Contenders:
         if short := [length for length in lengths if length <= FULL_LENGTH]:
             for reader in self._full(max(short)):
                 yield reader, short
+
+    def base(self) -> Reader:
+        """The model as it was, over a short text."""
+        return full_attention_reader(self._checkpoint, SHORT, self._weights)
 
     def _full(self, length: int) -> list[Reader]:
         if "full_attention" not in self._plan.controls or length > FULL_LENGTH:

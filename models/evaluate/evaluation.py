@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from models.evaluate.reading import Reader
 from models.evaluate.results import Result, Results
 from models.evaluate.trials import Trials
 
 DEPTHS = {"start": 0.0, "middle": 0.5, "end": 1.0}
+SHORT = 256
+"""Tokens of a short text: nothing has left the ring of any window yet."""
+PLACES = 8
+"""Short texts, from all over the book."""
 FIRST_BIN = 512
 """Tokens of the first bin of positions; every other reaches twice as far as the one before it."""
 
@@ -39,6 +45,22 @@ class Evaluation:
             self.note(reader, "nll", length, between(losses, 0, length), "whole")
         for begin, end in bins(max(lengths)):
             self.note(reader, "nll", max(lengths), between(losses, begin, end), f"{begin}-{end}")
+
+    def divergence(self, reader: Reader, base: Reader) -> None:
+        """What short texts cost `reader` and `base`, and KL(base || reader), nats a token by which the one has left the other."""
+        last = len(self.trials.book) - SHORT - 1
+        ours, theirs, apart = [], [], []
+        for place in range(PLACES):
+            begin = round((place + 0.5) / PLACES * last)
+            tokens = self.trials.book[begin : begin + SHORT + 1]
+            wanted = torch.tensor(tokens[1:])[:, None]
+            own, first = (one.log_probabilities(tokens).cpu() for one in (reader, base))
+            ours += own.gather(1, wanted).neg().flatten().tolist()
+            theirs += first.gather(1, wanted).neg().flatten().tolist()
+            apart += torch.nn.functional.kl_div(own, first, reduction="none", log_target=True).sum(dim=1).tolist()
+        self.note(reader, "kl", SHORT, apart, "short")
+        self.note(reader, "nll", SHORT, ours, "short")
+        self.note(base, "nll", SHORT, theirs, "short")
 
     def note(self, reader: Reader, task: str, length: int, figures: Sequence[float], depth: str = "spread") -> None:
         """Add the mean of what was measured."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import ModelsError
+from models.evaluate.results import IN_NATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     """Write a PNG of these rows; `check_drawing` comes first."""
     from matplotlib import pyplot
 
-    asked = list(dict.fromkeys(row["task"] for row in rows if row["task"] != "nll"))
+    asked = list(dict.fromkeys(row["task"] for row in rows if row["task"] not in IN_NATS))
     titles = [*asked, *(["nll"] if any(row["task"] == "nll" for row in rows) else [])]
     down = -(-len(titles) // _ACROSS)
     across = min(len(titles), _ACROSS)

@@ -71,6 +71,13 @@ class Reader:
             parts.append(torch.nn.functional.cross_entropy(logits[0], wanted, reduction="none"))
         return torch.cat(parts)
 
+    @torch.inference_mode()
+    def log_probabilities(self, tokens: Sequence[int]) -> Tensor:
+        """Of every token of the vocabulary behind each of a short text's tokens but the last, (len(tokens) - 1, V), wide."""
+        logits, _ = self.model.decoder(self._tensor(tokens[:-1])[None], self.empty(), logits="all")
+        found: Tensor = logits[0].log_softmax(dim=-1)
+        return found
+
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.int64, device=self.model.decoder.device)
 

@@ -11,13 +11,15 @@ from typing import Any
 
 from models.errors import ModelsError
 
-TASKS = ("passkey", "needle", "multikey", "multivalue", "rewrite", "facts", "nll")
+TASKS = ("passkey", "needle", "multikey", "multivalue", "rewrite", "facts", "nll", "kl")
 """In the order of the rows."""
+IN_NATS = ("nll", "kl")
+"""Tasks whose figures are nats a token; all others' are shares."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One figure. `accuracy` is digits for needles, numbers for multivalue, nats a token for nll, exact match for all else.
+    """One figure. `accuracy` is digits for needles, numbers for multivalue, nats a token for nll and kl, exact match for all else.
 
     `length` is in tokens, `depth` says where in them, `trials` counts what the figure is a mean of.
     """

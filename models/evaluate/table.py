@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from models.evaluate.results import Result
+from models.evaluate.results import IN_NATS, Result
 
 
 def table(results: Sequence[Result]) -> Table:
     """A line for each task, length and depth, in the order in which they were measured."""
-    shown = Table(title="What a session still knows", caption="nll in nats a token, all else in found answers")
+    shown = Table(title="What a session still knows", caption="nll and kl in nats a token, all else in found answers")
     for name in ("task", "tokens", "where"):
         shown.add_column(name, justify="right" if name == "tokens" else "left", no_wrap=True)
     mechanisms = list(dict.fromkeys(one.mechanism for one in results))
@@ -26,4 +26,4 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _figure(result: Result) -> str:
-    return f"{result.accuracy:.3f}" if result.task == "nll" else f"{result.accuracy:.0%}"
+    return f"{result.accuracy:.3f}" if result.task in IN_NATS else f"{result.accuracy:.0%}"

@@ -38,8 +38,9 @@ class DecidingMemory(Memory):
 
     config: DecidingConfig
 
-    def _decided(self, calls: Tensor, starts: Tensor, layers: int) -> Tensor:
-        """1 where the segment from position `starts` (B,) on is written, else 0, for calls (B, n) of one of `layers` layers.
+    def _decided(self, calls: Tensor, starts: Tensor, layers: int, due: Tensor | None = None) -> Tensor:
+        """1 where the segment from position `starts` (B,) on is written, else 0, for calls (B, n) of one of `layers` layers. `due`
+        (B, n), bool, is what the calls are told where a task marks something; None: a segment that has any of it is due whole.
 
         From the answers alone it is hardly learned what calls for a write: one that is left out says nothing about what it would
         have been good for, and what is written everywhere soon holds nothing. Where a task marks what it will ask for, the calls
@@ -49,7 +50,9 @@ class DecidingMemory(Memory):
         if self.losses is None:
             return strength
         if self.marked is not None and config.write_taught:
-            strength = self.marked.within(starts, config.segment)[:, None].to(calls.dtype).expand_as(calls)
+            if due is None:
+                due = self.marked.within(starts, config.segment)[:, None].expand_as(calls)
+            strength = due.to(calls.dtype)
             missed = F.binary_cross_entropy_with_logits(calls, strength)
             self.losses.append(config.write_taught / layers * missed)
         if config.write_cost:

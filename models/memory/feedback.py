@@ -17,6 +17,7 @@ model until there is something to remember.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +43,20 @@ class FeedbackConfig(DecidingConfig):
     mean square to which it is scaled down before a block is added; 0: never.
     `gate_init` is where the gates start, before the sigmoid: well above 0 for a model that is trained with it from scratch.
 
-    `gated` learns which updates happen.
+    `carry_initial` carries the initial feedback on as well, which the paper does not: what it asks for stays in all later
+    feedback, and the first block is one like any other. `gated` learns which updates happen; without `carry_initial` that of the
+    first block always does.
+
+    `attention_taught` is, in training, the weight of what the feedback tokens' attention misses where a task says what will be
+    asked for: the first of them should find the answer's first token, and so on. The calls of a `gated` memory are then told so,
+    too, token by token.
     """
 
     tokens: int = 64
     gate_init: float = -10.0
     limit: float = 0.0
+    carry_initial: bool = False
+    attention_taught: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +66,8 @@ class FeedbackConfig(DecidingConfig):
             )
         if not self.limit >= 0:
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
+        if not 0 <= self.attention_taught < math.inf:
+            raise ConfigError(f"attention_taught must be 0 (for not at all) or above, not {self.attention_taught}")
 
 
 _SCALE = 0.1
@@ -144,10 +155,18 @@ class Feedback(DecidingMemory):
         query = rotate(weights.project(feedback)[0], cos, sin)  # (B, H, n, d)
         keys = torch.cat((state.read("feedback_keys", index), finished.keys), dim=2)  # (B, K, n + S, d)
         values = torch.cat((state.read("feedback_values", index), finished.values), dim=2)
-        # The initial feedback asks, but holds nothing that should be carried on (appendix B.1).
-        carried = self._limited(feedback).masked_fill((finished.starts == 0)[:, None, None], 0)
+        carried = self._limited(feedback)
+        if not self.config.carry_initial:
+            # The paper's initial feedback asks, but holds nothing that should be carried on (appendix B.1).
+            carried = carried.masked_fill((finished.starts == 0)[:, None, None], 0)
         after = _through(weights, carried, query, keys, values)
-        feedback = self._written(index, feedback, after, finished.starts) if self.config.gated else after
+        wanted = self._wanted(finished.starts)
+        if wanted is not None:
+            self._teach(query, keys, wanted)
+        if self.config.gated:
+            due = None if wanted is None else wanted.any(dim=2)
+            after = self._written(index, feedback, after, finished.starts, due)
+        feedback = after
         state.write("feedback", feedback, index)
         _, key, value = weights.project(feedback)
         state.write("feedback_keys", rotate(key, cos, sin), index)
@@ -160,15 +179,37 @@ class Feedback(DecidingMemory):
         heads = tuple(range(self._kv_heads))
         return Report(tuple(LayerReport(layer, heads, tokens, used) for layer in self._layers))
 
-    def _written(self, index: int, before: Tensor, after: Tensor, starts: Tensor) -> Tensor:
+    def _wanted(self, starts: Tensor) -> Tensor | None:
+        """Which tokens of a block each feedback token should find, (B, n, S) bool; None where that is not taught."""
+        config = self.config
+        if self.losses is None or self.marked is None or not config.attention_taught:
+            return None
+        return self.marked.answering(starts, config.segment, config.tokens)
+
+    def _teach(self, query: Tensor, keys: Tensor, wanted: Tensor) -> None:
+        """Let what the queries (B, H, n, d) find of `wanted` (B, n, S) among keys (B, K, n + S, d) count as a loss.
+
+        It is the cross-entropy of the mean over all heads: which of them look is left to them.
+        """
+        assert self.losses is not None
+        grouped = query.unflatten(1, (keys.shape[1], -1))  # (B, K, G, n, d)
+        scores = grouped @ keys[:, :, None].mT / self._size**0.5  # (B, K, G, n, n + S)
+        found = scores.to(wide(self._dtype)).softmax(dim=-1).mean(dim=(1, 2))[..., self.config.tokens :]
+        due = wanted.any(dim=2)
+        if due.any():
+            missed = (found * wanted).sum(dim=2)[due].clamp_min(1e-6).log().neg()
+            self.losses.append(self.config.attention_taught / len(self._layers) * missed.mean())
+
+    def _written(self, index: int, before: Tensor, after: Tensor, starts: Tensor, due: Tensor | None) -> Tensor:
         """What becomes of the tokens `before` (B, n, D) that the block would turn into those `after`: one or the other.
 
-        The first block is taken whole: there is nothing yet that could be kept.
+        The first block is taken whole where there is nothing yet that could be kept. `due` as in `_decided`.
         """
         seen = torch.cat((_normed(before), _normed(after)), dim=-1)  # (B, n, 2D)
         calls = seen @ self.write_weight[index] + self.write_offset[index]  # (B, n)
-        strength = self._decided(calls, starts, len(self._layers))
-        strength = strength.masked_fill((starts == 0)[:, None], 1)
+        strength = self._decided(calls, starts, len(self._layers), due)
+        if not self.config.carry_initial:
+            strength = strength.masked_fill((starts == 0)[:, None], 1)
         return torch.lerp(before, after, strength[..., None])
 
     def _limited(self, feedback: Tensor) -> Tensor:

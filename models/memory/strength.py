@@ -19,13 +19,26 @@ class Marked:
     """(B, T) bool."""
     begins: Tensor
     """(B,) int64: the position of each row's first token."""
+    answers: Tensor | None = None
+    """(B, T) int64: which token of the answer stands there, counted from 1; 0: none. None: nobody can say."""
 
     def within(self, starts: Tensor, count: int) -> Tensor:
         """Whether anything is marked among the `count` tokens from positions `starts` (B,) on: (B,) bool."""
+        return self._of(self.places, starts, count).any(dim=1)
+
+    def answering(self, starts: Tensor, count: int, tokens: int) -> Tensor | None:
+        """Which of the `count` tokens from positions `starts` (B,) on are the first, second … of `tokens` tokens of the answer:
+        (B, tokens, count) bool; None where nobody can say."""
+        if self.answers is None:
+            return None
+        numbers = torch.arange(1, tokens + 1, device=starts.device)[:, None]
+        return self._of(self.answers, starts, count)[:, None] == numbers
+
+    def _of(self, x: Tensor, starts: Tensor, count: int) -> Tensor:
+        """x (B, T) from positions `starts` on, (B, count); 0 outside of it."""
         offsets = (starts - self.begins)[:, None] + torch.arange(count, device=starts.device)
-        inside = (offsets >= 0) & (offsets < self.places.shape[1])
-        found = self.places.gather(1, offsets.clamp(0, self.places.shape[1] - 1))
-        return (found & inside).any(dim=1)
+        inside = (offsets >= 0) & (offsets < x.shape[1])
+        return x.gather(1, offsets.clamp(0, x.shape[1] - 1)) * inside
 
 
 def check_writing(init: float, cost: float, floor: float = 0.0) -> None:

@@ -88,6 +88,10 @@ ROWS: Mapping[str, Row] = {
     "feedback, gated": Row(
         FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_init=0.5), FeedbackReference
     ),
+    "feedback, gated, initial carried": Row(
+        FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_init=0.5, carry_initial=True),
+        FeedbackReference,
+    ),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
     "infini linear in two layers": Row(infini_config(rule="linear", layers=(1, 3)), InfiniReference),
     "infini delta": Row(infini_config(rule="delta"), InfiniReference),

@@ -28,11 +28,14 @@ class Batch:
     """Whether the accuracy says that longer sequences may come: not where much cannot be known."""
     marked: Tensor | None = None
     """(B, T) bool: the tokens that will be asked for, and that a memory should write; None: nobody can say."""
+    answers: Tensor | None = None
+    """(B, T) int64, with `marked`: which token of the answer stands there, counted from 1; 0: none."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
-        marked = None if self.marked is None else self.marked.to(device)
-        return replace(self, tokens=self.tokens.to(device), targets=self.targets.to(device), marked=marked)
+        marked, answers = (None if x is None else x.to(device) for x in (self.marked, self.answers))
+        tokens, targets = self.tokens.to(device), self.targets.to(device)
+        return replace(self, tokens=tokens, targets=targets, marked=marked, answers=answers)
 
     @property
     def asked(self) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from models.adapt.tasks.base import IGNORED, Batch, check_length
 from models.errors import ConfigError
@@ -32,7 +32,7 @@ Haystack = Callable[[random.Random, int], list[int]]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """`haystack, sentence, haystack ... question, answer`, where the answer's tokens are asked for.
+    """`haystack, sentence, haystack ... question, answer.`, where the answer's tokens are asked for, and its full stop.
 
     `depth` is where the sentences stand: 0 at the beginning, 1 directly before the question, None anywhere.
     """
@@ -66,20 +66,22 @@ class Retrieval:
         source = random.Random(int(torch.randint(2**62, (), generator=generator)))
         tokens = torch.empty(batch, length, dtype=torch.int64)
         targets = torch.full((batch, length), IGNORED)
-        marked = torch.zeros(batch, length, dtype=torch.bool)
+        marked, answers = torch.zeros(batch, length, dtype=torch.bool), torch.zeros(batch, length, dtype=torch.int64)
         for row in range(batch):
             read, answer, said = self._sequence(source, length)
             tokens[row] = torch.tensor(read)
             targets[row, -answer.shape[0] :] = answer
             for stretch in said:
                 marked[row, stretch] = True
-        return Batch(tokens, targets, marked=marked)
+                answers[row, stretch] = _counted(tokens[row, stretch], answer)
+        return Batch(tokens, targets, marked=marked, answers=answers)
 
-    def _sequence(self, source: random.Random, length: int) -> tuple[list[int], torch.Tensor, list[slice]]:
+    def _sequence(self, source: random.Random, length: int) -> tuple[list[int], Tensor, list[slice]]:
         """Tokens without the answer's last one, the answer, and where the sentences stand."""
         hidden = self.draw(source)
         sentences = [self._encode(self.around.format(sentence)) for sentence in hidden.sentences]
-        question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer)
+        # With its full stop: a model that was never shown where a number ends goes on with another digit.
+        question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer + ".")
         room = length + 1 - len(question) - len(answer) - sum(map(len, sentences))
         if room < 1:
             raise ConfigError(f"{self.name} needs {1 - room} more tokens than {length}: give it longer sequences")
@@ -101,6 +103,19 @@ class Retrieval:
 
     def _ends_sentence(self, token: int) -> bool:
         return self.tokenizer.token_text(token).endswith((".", "!", "?"))
+
+
+def _counted(said: Tensor, answer: Tensor) -> Tensor:
+    """Of a sentence (n,), which token of the answer (m,) each is, from 1 on, wherever it has the answer; else 0: (n,) int64.
+
+    What the sentence goes on with behind the answer stands for its full stop.
+    """
+    places, content = torch.zeros_like(said), answer[:-1]
+    count = len(answer)
+    for begin in range(len(said) - count + 1):
+        if torch.equal(said[begin : begin + count - 1], content):
+            places[begin : begin + count] = torch.arange(1, count + 1)
+    return places
 
 
 def passkey_task(tokenizer: Tokenizer, depth: float | None = None) -> Retrieval:

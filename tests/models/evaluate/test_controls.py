@@ -77,7 +77,9 @@ def test_the_other_session_stands_at_the_same_position_whatever_was_asked_before
         mixed = shuffled.exchanged(state)
         assert mixed.positions == [position]
         for name in own.model.decoder.memory.spec():
-            torch.testing.assert_close(mixed.read(name), expected.read(name))
+            wanted = expected.read(name)
+            # What docs/memory.md promises of other cuttings; how far below that they stay is up to the processor.
+            torch.testing.assert_close(mixed.read(name), wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def contenders(checkpoint: Checkpoint, model: LoadedModel, plan: Plan) -> Contenders:

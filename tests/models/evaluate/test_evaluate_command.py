@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from models.evaluate.__main__ import main
-from models.evaluate.results import TASKS
+from models.evaluate.results import IN_NATS, TASKS
 
 SHORT = ("--memory", "infini", "--lengths", "1024", "--trials", "1", "--threads", "1", "--dtype", "float32")
 CONTROLS = {"infini linear", "infini linear, memory off", "infini linear, shuffled", "window 64", "full_attention"}
@@ -45,9 +45,10 @@ def test_a_memory_is_measured_beside_all_its_controls(
     rows = rows_of(out)
     for task in TASKS:
         measured = {row["mechanism"] for row in rows if row["task"] == task}
-        assert measured == (CONTROLS - {"infini linear, shuffled"} if task == "nll" else CONTROLS)
-    assert {row["depth"] for row in rows if row["task"] == "nll"} == {"whole", "0-512", "512-1024"}
-    assert all(row["accuracy"] <= 1 for row in rows if row["task"] != "nll")
+        expected = {"nll": CONTROLS - {"infini linear, shuffled"}, "kl": {"infini linear"}}
+        assert measured == expected.get(task, CONTROLS)
+    assert {row["depth"] for row in rows if row["task"] == "nll"} == {"whole", "0-512", "512-1024", "short"}
+    assert all(row["accuracy"] <= 1 for row in rows if row["task"] not in IN_NATS)
     assert "What a session still knows" in done.stdout
     assert "shuffled is left out of nll" in done.stderr
     assert figure.read_bytes().startswith(b"\x89PNG")

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from models.errors import ConfigError
 from models.memory.continuous import Continuous
-from models.memory.feedback import FeedbackConfig
 from models.memory.strength import Marked
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
 from tests.models.memory.open_feedback import feedback_of, opened
+from tests.models.memory.open_feedback import settings as open_settings
 from tests.models.memory.small_continuous import KV_HEADS, SEGMENT, config, fold, fold_all, memory, segments
-from tests.models.sessions import feed, random_tokens
+from tests.models.sessions import feed, random_tokens, read
 
 
 def marks(*places: int, length: int, begin: int = 0) -> Marked:
@@ -34,6 +34,17 @@ def test_a_segment_is_marked_if_any_of_its_tokens_is() -> None:
     found = [marked.within(starts + 8 * number, 8).tolist() for number in range(-2, 6)]
     none = [False] * 3
     assert found == [none, none, none, [True, True, False], none, none, none, none]
+
+
+def test_which_token_of_an_answer_stands_where() -> None:
+    answers = torch.tensor([[0, 1, 2, 3, 0, 1], [0, 0, 0, 0, 4, 2]])
+    marked = Marked(answers > 0, torch.tensor([10, 20]), answers)
+    found = marked.answering(torch.tensor([12, 24]), 4, 3)
+    assert found is not None
+    assert found.shape == (2, 3, 4)
+    # (row, feedback token, place in the block); what stands behind the end of the second row is nothing
+    assert found.nonzero().tolist() == [[0, 0, 3], [0, 1, 0], [0, 2, 1], [1, 1, 1]]
+    assert Marked(answers > 0, torch.tensor([10, 20])).answering(torch.tensor([12, 24]), 4, 3) is None
 
 
 def taught(**changes: float) -> Continuous:
@@ -102,7 +113,27 @@ def test_feedback_is_updated_by_marked_blocks_alone(checkpoint: Checkpoint) -> N
     assert all(loss > 0 for loss in feedback.losses)
 
 
-def test_a_weight_that_cannot_be_is_refused() -> None:
+def test_feedback_tokens_are_updated_by_the_tokens_of_the_answer_that_they_should_find(checkpoint: Checkpoint) -> None:
+    told = {"write_taught": 1.0, "attention_taught": 1.0}
+    decoder = opened(checkpoint, torch.float32, layers=(1,), gated=True, carry_initial=True, **told)
+    feedback, tokens = feedback_of(decoder), random_tokens(decoder, 32)
+    answers = torch.zeros(1, 32, dtype=torch.int64)
+    answers[0, [3, 4, 20]] = torch.tensor([2, 3, 5])
+    feedback.losses, feedback.marked = [], Marked(answers > 0, torch.tensor([0]), answers)
+    state, seen = decoder.empty_state(1), []
+    for begin in (0, 16):
+        feed(decoder, state, tokens[begin : begin + 16])
+        seen.append(state.read("feedback", 0)[0].clone())
+    assert [number for number in range(6) if not torch.equal(seen[0][number], seen[1][number])] == [4]
+    feedback.losses = feedback.marked = None
+    feedback.write_offset.fill_(-1.0)
+    _, untouched = read(decoder, tokens[:16])
+    start = untouched.read("feedback", 0)[0]
+    assert [number for number in range(6) if not torch.equal(start[number], seen[0][number])] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["write_taught", "attention_taught"])
+def test_a_weight_that_cannot_be_is_refused(name: str) -> None:
     for weight in (-1.0, float("inf"), float("nan")):
-        with pytest.raises(ConfigError, match="write_taught must be 0"):
-            FeedbackConfig(gated=True, write_taught=weight)
+        with pytest.raises(ConfigError, match=f"{name} must be 0"):
+            open_settings(gated=True, **{name: weight})

@@ -169,6 +169,18 @@ def test_what_is_not_worth_an_update_changes_nothing_of_the_feedback(checkpoint:
     assert changed.nonzero().tolist() == [[1, 2]]
 
 
+def test_where_the_initial_feedback_is_carried_the_first_block_is_decided_on_as_well(checkpoint: Checkpoint) -> None:
+    decoder = opened(checkpoint, torch.float64, gated=True, carry_initial=True, write_init=0.4)
+    feedback_of(decoder).write_offset[1, 2] = 0.1
+    starts = []
+    for seed in (0, 1):
+        _, state = read(decoder, random_tokens(decoder, 16, seed=seed))
+        starts.append(state.read("feedback")[0])
+    assert torch.equal(starts[0][0], feedback_of(decoder).initial)  # as no layer has changed it yet
+    differ = (starts[0] != starts[1]).any(dim=-1)
+    assert differ.nonzero().tolist() == [[1, 2]]
+
+
 @pytest.mark.parametrize("changes", [{"write_init": 0.0}, {"write_cost": -0.1}])
 def test_a_strength_that_cannot_be_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):

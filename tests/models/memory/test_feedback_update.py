@@ -5,6 +5,8 @@ By hand: one head of size 2, projections that copy, positions that turn nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from models.config import ModelConfig
 from models.layers import Layer
 from models.memory.base import Finished
 from models.memory.feedback import Feedback, FeedbackConfig
+from models.memory.strength import Marked
 from models.state import MemoryState
 from models.weights.checkpoint import Checkpoint
 from tests.models.memory.open_feedback import feedback_of, opened
@@ -49,21 +52,48 @@ def block(keys: Tensor, values: Tensor, start: int) -> Finished:
     return Finished(keys[None, None], values[None, None], still, still * 0, torch.tensor([start]), first)
 
 
-def small_memory() -> Feedback:
-    built = Feedback(SMALL, FeedbackConfig(window=2, segment=2, sinks=0, tokens=1), torch.float64).requires_grad_(False)
+def small_memory(**changes: Any) -> Feedback:
+    config = FeedbackConfig(window=2, segment=2, sinks=0, tokens=1, **changes)
+    built = Feedback(SMALL, config, torch.float64).requires_grad_(False)
     built.initial.copy_(torch.tensor([[3.0, 4.0]]))
     return built
 
 
-def test_the_first_update_asks_with_the_initial_feedback_and_does_not_carry_it() -> None:
-    memory = small_memory()
+@pytest.mark.parametrize("carried", [False, True])
+def test_the_first_update_asks_with_the_initial_feedback_and_carries_it_where_it_should(carried: bool) -> None:
+    memory = small_memory(carry_initial=carried)
     state = MemoryState.empty(memory.spec(), 1)
     keys, values = torch.tensor([[5.0, 0.0], [0.0, 5.0]]).double(), torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
     memory.finish(0, copying_layer(), state, block(keys, values, 0))
     asking = torch.tensor([3.0, 4.0]).double() * 2**0.5 / 5  # root-mean-square 1
     share = torch.stack((asking @ asking, 5 * asking[0], 5 * asking[1])).div(2**0.5).softmax(0)
-    expected = share[0] * asking + share[1] * values[0] + share[2] * values[1]
+    expected = share[0] * asking + share[1] * values[0] + share[2] * values[1] + carried * memory.initial[0]
     torch.testing.assert_close(state.read("feedback")[0, 0, 0], expected)
+
+
+@pytest.mark.parametrize("places", [(0,), (1,), (0, 1)])
+def test_attention_is_told_where_the_answer_stands(places: tuple[int, ...]) -> None:
+    memory = small_memory(attention_taught=0.5)
+    answers = torch.zeros(1, 2, dtype=torch.int64)
+    answers[0, list(places)] = 1
+    memory.losses, memory.marked = [], Marked(answers > 0, torch.tensor([0]), answers)
+    keys = torch.tensor([[5.0, 0.0], [0.0, 5.0]]).double()
+    memory.finish(0, copying_layer(), MemoryState.empty(memory.spec(), 1), block(keys, keys, 0))
+    asking = torch.tensor([3.0, 4.0]).double() * 2**0.5 / 5
+    share = torch.stack((asking @ asking, 5 * asking[0], 5 * asking[1])).div(2**0.5).softmax(0)[1:]
+    [loss] = memory.losses
+    torch.testing.assert_close(loss, -0.5 * share[list(places)].sum().log())
+
+
+@pytest.mark.parametrize("unknown", ["not training", "no answers", "not taught", "another of the answer's tokens"])
+def test_attention_is_told_nothing_where_nobody_can_say(unknown: str) -> None:
+    memory = small_memory(attention_taught=0.0 if unknown == "not taught" else 0.5)
+    answers = torch.tensor([[0, 2]])  # there is one feedback token, which would look for the first
+    memory.marked = Marked(answers > 0, torch.tensor([0]), None if unknown == "no answers" else answers)
+    memory.losses = None if unknown == "not training" else []
+    keys = torch.ones(2, 2).double()
+    memory.finish(0, copying_layer(), MemoryState.empty(memory.spec(), 1), block(keys, keys, 0))
+    assert not memory.losses
 
 
 @pytest.mark.parametrize("down", [0.0, 3.0])

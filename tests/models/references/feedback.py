@@ -1,7 +1,7 @@
 """`feedback` as algorithm 2 and appendix B.1 of TransformerFAM (arXiv 2404.09173) have it.
 
 Not the paper's: a gate on what is read, and one on what is written; the first block does not see the initial feedback; `limit`;
-sinks.
+`carry_initial`; sinks.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class FeedbackReference(Reference):
         places = range(end - self.memory.tokens, end)
         mixed = self._ask(layer, self.feedback[layer], places, keys, values)
         carried = torch.stack([self._limited(token) for token in self.feedback[layer]])
-        if start > 0:
+        kept = start > 0 or self.memory.carry_initial
+        if kept:
             mixed = mixed + carried
         after = mixed + self.feed_forward(layer, mixed)
-        if start > 0 and self.memory.gated:
+        if kept and self.memory.gated:
             pairs = zip(self.feedback[layer], after, strict=True)
             after = torch.stack([self._written(layer, *pair) for pair in enumerate(pairs)])
         self.feedback[layer] = after

@@ -43,11 +43,12 @@ def draw(task: Retrieval, length: int = LENGTH, seed: int = 0) -> Batch:
 
 
 def texts(task: Retrieval, batch: Batch) -> list[tuple[str, str]]:
-    """What is read, and what is asked for at its end."""
+    """What is read, and what is asked for at its end, both without the last full stop."""
     found = []
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         answer = [token for token in targets if token != IGNORED]
-        found.append((task.tokenizer.decode([*tokens, answer[-1]]), task.tokenizer.decode(answer)))
+        assert task.tokenizer.decode(answer[-1:]) == "."
+        found.append((task.tokenizer.decode(tokens), task.tokenizer.decode(answer[:-1])))
     return found
 
 
@@ -87,6 +88,20 @@ def test_what_will_be_asked_for_is_marked(tokenizer: Tokenizer, book: list[int])
     for tokens, marked in zip(batch.tokens, batch.marked, strict=True):
         said = tokenizer.decode(tokens[marked].tolist())
         assert re.fullmatch(r"( ?One of the special magic numbers for [^.]+ is: \d{7}\.){3}", said)
+
+
+def test_the_tokens_of_an_answer_are_counted_wherever_it_is_said(tokenizer: Tokenizer) -> None:
+    batch = draw(passkey_task(tokenizer))
+    assert batch.answers is not None
+    for tokens, answers, targets in zip(batch.tokens, batch.answers, batch.targets, strict=True):
+        wanted = targets[targets != IGNORED]
+        for number, token in enumerate(wanted.tolist(), start=1):
+            said = tokens[answers == number].tolist()
+            assert len(said) == 2  # a passkey is said twice
+            assert said[0] == token
+            assert said[1] == token or number == len(wanted)
+        assert answers.max() == len(wanted)
+    assert batch.to("cpu").answers is not None
 
 
 @pytest.mark.parametrize(("depth", "low", "high"), [(0.0, 0, 0.45), (1.0, 0.55, 1)])
