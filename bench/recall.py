@@ -93,8 +93,8 @@ def offer_reader(model: str, offer: str, weights: str = BFLOAT16) -> Reader:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is measured of one reader: `offer` is a memory as `offer_reader` takes it, `window` alone, or `like`: the window of the
-    default memory alone."""
+    """What is measured of one reader: `offer` is a memory as `offer_reader` takes it, `window` alone, or behind `LIKE` a memory
+    whose window is measured alone."""
 
     offer: str
     task: str
@@ -103,11 +103,23 @@ class Figures:
 
 
 FACTS = len(probes.FACTS)
-SMALL_WINDOW = "like"
-ROOMY = '{"memory": "memorizing", "options": {"entries": 32768}}'
+LIKE = "window like "
+NARROW = {"window": 128, "segment": 128}
+"""What most adapters were taught with."""
+
+
+def _offered(memory: str, **options: int) -> str:
+    return json.dumps({"memory": memory, "options": options})
+
+
+ROOMY = _offered("memorizing", entries=32_768)
 """As it is taught it has room for 8,192 tokens."""
-LEARNED = ("infini", ROOMY)
+CONTINUOUS, FEEDBACK = _offered("continuous", **NARROW), _offered("feedback", **NARROW)
+COMPRESSIVE = _offered("compressive", entries=16_384, **NARROW)
+LEARNED = ("infini", ROOMY, CONTINUOUS, COMPRESSIVE, FEEDBACK)
 """Those that have an adapter in the package."""
+READING = ("window", f"{LIKE}slots", f"{LIKE}{FEEDBACK}", "slots", *LEARNED)
+"""Whose likelihood is measured."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),
     Figures("infini", "passkey", 32_768, 1),
@@ -116,19 +128,21 @@ QUICK = (
     Figures("slots", "multikey", 16_384, 4),
     Figures("slots", "rewrite", 16_384, 4),
     *(Figures("slots", "facts", length, FACTS) for length in (4_096, 8_192, 32_768)),
-    *(Figures(offer, "nll", 4_096, 1) for offer in ("window", SMALL_WINDOW, "slots", *LEARNED)),
+    *(Figures(offer, "nll", 4_096, 1) for offer in READING),
 )
 """What ten minutes on two cores are enough for."""
 WHOLE = (
     *(Figures("slots", "facts", length, 5 * FACTS) for length in (4_096, 8_192, 32_768)),
-    *(Figures(offer, "nll", 8_192, 1) for offer in ("window", SMALL_WINDOW, "slots", *LEARNED)),
+    *(Figures(offer, "nll", 8_192, 1) for offer in READING),
     Figures("slots", "multikey", 16_384, 20),
     Figures("slots", "rewrite", 16_384, 20),
     Figures("window", "passkey", 4_096, 5),
     Figures("window", "needle", 4_096, 5),
     *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", *LEARNED)),
     *(Figures("slots", "needle", length, 20) for length in (32_768, 131_072, 160_000)),
-    *(Figures(offer, "passkey", 131_072, 10) for offer in ("slots", "infini")),
+    *(Figures(offer, "passkey", 65_536, 1) for offer in (ROOMY, COMPRESSIVE)),
+    *(Figures(offer, "passkey", 131_072, 10) for offer in ("slots", "infini", FEEDBACK)),
+    *(Figures(offer, "passkey", 262_144, 1) for offer in (CONTINUOUS, FEEDBACK)),
     *(Figures(offer, "passkey", 1_048_576, 1) for offer in ("slots", "infini")),
 )
 """Shortest first: the whole takes a night."""
@@ -186,8 +200,9 @@ class Measuring:
         if offer not in self._readers:
             if offer == "window":
                 reader = window_reader(self._checkpoint)
-            elif offer == SMALL_WINDOW:
-                reader = window_reader(self._checkpoint, self._reader("slots").model.decoder.memory.config)
+            elif offer.startswith(LIKE):
+                like = self._reader(offer.removeprefix(LIKE)).model.decoder.memory.config
+                reader = window_reader(self._checkpoint, like)
             else:
                 reader = offer_reader(self._model, offer, self._weights)
                 self._recall.weights[reader.name] = self._weights

@@ -64,8 +64,8 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
             raise ConfigError(f"the adapter {path} is for the {name} {metadata.get(name)} and not for {wanted}")
     try:
         settings = json.loads(metadata["config"])
-        lays_out = find_mechanism(mechanism, MECHANISMS).config.lays_out
-        chosen_anew = _LOCAL - {"segment"} if lays_out else _LOCAL
+        by_segment = find_mechanism(mechanism, MECHANISMS).config.by_segment
+        chosen_anew = _LOCAL - {"segment"} if by_segment else _LOCAL
         return {name: _plain(value) for name, value in settings.items() if name not in chosen_anew}
     except (KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error

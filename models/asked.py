@@ -87,6 +87,8 @@ class Asked:
 
     around: Around | None = None
     """The same where it lies, for a state that is written in place."""
+    positions: Sequence[int] = ()
+    """Of each row's first query, where somebody may ask."""
 
     @cached_property
     def far(self) -> Tensor:

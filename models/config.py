@@ -64,9 +64,9 @@ class MemoryConfig:
     segment: int = 256
     sinks: int = 4
 
-    lays_out: ClassVar[bool] = False
-    """Whether a fold lays its segment out over a fixed number of places, so that what was taught with segments of one length is
-    right for that length: adapters then prescribe it, unless another is asked for."""
+    by_segment: ClassVar[bool] = False
+    """Whether whole segments are what the memory looks at, so that what was taught with segments of one length is right for that
+    length: adapters then prescribe it, unless another is asked for."""
 
     def __post_init__(self) -> None:
         if self.segment < 1 or self.window < self.segment or self.window % self.segment:

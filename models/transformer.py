@@ -319,6 +319,7 @@ class Decoder(nn.Module):
             finished=piece.finished,
             recent=partial(self._ring.recent, index, piece.behind, state) if piece.behind is not None else None,
             around=self._ring.around(index, piece.behind, state) if piece.behind is not None else None,
+            positions=piece.positions,
         )
         found = self.memory.read(index, state, asked)
         if found is None:

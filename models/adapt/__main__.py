@@ -22,7 +22,7 @@ from models.adapt.evaluate import Trials, accuracy
 from models.adapt.settings import TrainSettings
 from models.adapt.tasks.retrieval import filler, halves, stretches
 from models.adapt.train import Progress, Trainer
-from models.adapter import resume_adapter, save_adapter
+from models.adapter import resume_adapter, save_adapter, stages_of
 from models.arguments import read_book, settings
 from models.errors import ConfigError, ModelsError
 from models.load import DTYPES, weights_of
@@ -220,7 +220,8 @@ def adapt(options: argparse.Namespace) -> None:
         "seconds": round(reached.seconds),
         "torch": torch.__version__.split("+")[0],
     }
-    save_adapter(options.out, decoder, options.memory, checkpoint.fingerprint, made)
+    stages = [] if options.start is None else stages_of(options.start)
+    save_adapter(options.out, decoder, options.memory, checkpoint.fingerprint, {"stages": [*stages, made]})
     size = options.out.stat().st_size / 2**20
     console.print(f"wrote {options.out} ({size:.1f} MiB) and {curve}")
 

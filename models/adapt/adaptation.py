@@ -11,7 +11,7 @@ import torch
 from models.adapt.tasks.base import Task
 from models.adapt.tasks.mixture import Mixture
 from models.adapt.tasks.passages import Passages
-from models.adapt.tasks.retrieval import copy_task, needle_task, passkey_task, rewrite_task
+from models.adapt.tasks.retrieval import copy_task, fact_task, needle_task, passkey_task, rewrite_task
 from models.errors import ConfigError
 from models.load import assemble, memory_config
 from models.lora import AttentionLora
@@ -21,7 +21,7 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint
 
-OBJECTIVES = ("passkey", "needle", "needles", "rewrite", "copy", "text")
+OBJECTIVES = ("passkey", "needle", "needles", "rewrite", "fact", "copy", "text")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def objective(name: str, tokenizer: Tokenizer, book: Sequence[int], *, imitate: 
         return needle_task(tokenizer, book, keys=4)
     if name == "rewrite":
         return rewrite_task(tokenizer, book)
+    if name == "fact":
+        return fact_task(tokenizer, book)
     if name == "copy":
         return copy_task(tokenizer, book)
     if name == "text":

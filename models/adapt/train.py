@@ -151,7 +151,8 @@ class Trainer:
         memory = self._decoder.memory
         memory.losses = []
         if batch.marked is not None:
-            memory.marked = Marked(batch.marked, state.read("position"), batch.answers)
+            questions = None if batch.answers is None else batch.asked.cumsum(dim=1) * batch.asked
+            memory.marked = Marked(batch.marked, state.read("position"), batch.answers, questions)
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0
         for part in _parts(batch, self._settings.truncate * memory.config.segment):

@@ -53,7 +53,7 @@ class ContinuousConfig(DecidingConfig):
     at half the size, for segments of 256.
     """
 
-    lays_out = True
+    by_segment = True
     basis: int = 256
     samples: int = 256
     tau: float = 0.5

@@ -45,17 +45,22 @@ class FeedbackConfig(DecidingConfig):
 
     `carry_initial` carries the initial feedback on as well, which the paper does not: what it asks for stays in all later
     feedback, and the first block is one like any other. `gated` learns which updates happen; without `carry_initial` that of the
-    first block always does.
+    first block always does, with it a token is seen from its first update on.
 
-    `attention_taught` is, in training, the weight of what the feedback tokens' attention misses where a task says what will be
-    asked for: the first of them should find the answer's first token, and so on. The calls of a `gated` memory are then told so,
-    too, token by token.
+    `join` says how the feedback is read: in one "softmax" with the ring, or beside it by a "gate", which is then what it weighs.
+
+    `attention_taught` is, in training, the weight of what attention misses where a task says what will be asked for: the first
+    feedback token should find the answer's first token and be found when that is due, and so on. The calls of a `gated` memory are
+    then told so, too, token by token.
     """
+
+    by_segment = True
 
     tokens: int = 64
     gate_init: float = -10.0
     limit: float = 0.0
     carry_initial: bool = False
+    join: str = "softmax"
     attention_taught: float = 0.0
 
     def __post_init__(self) -> None:
@@ -66,10 +71,14 @@ class FeedbackConfig(DecidingConfig):
             )
         if not self.limit >= 0:
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
+        if self.join not in ("softmax", "gate"):
+            raise ConfigError(f"join must be softmax or gate, not {self.join!r}")
         if not 0 <= self.attention_taught < math.inf:
             raise ConfigError(f"attention_taught must be 0 (for not at all) or above, not {self.attention_taught}")
 
 
+_UNSEEN = -1e4
+"""Added to scores on what must not be seen: as good as -inf, and finite where there is nothing else."""
 _SCALE = 0.1
 """Standard deviation of the initial feedback: about that of the embeddings of small pretrained models."""
 
@@ -112,11 +121,17 @@ class Feedback(DecidingMemory):
         """The feedback of each memory layer, and what the layer projects of it, so that a read need not."""
         layers, tokens = len(self._layers), self.config.tokens
         projected = TensorSpec((layers, self._kv_heads, tokens, self._size), self._dtype)
-        return {
+        spec = {
             "feedback": TensorSpec((layers, tokens, self._width), wide(self._dtype)),
             "feedback_keys": projected,
             "feedback_values": projected,
         }
+        return {**spec, "feedback_updated": TensorSpec((layers, tokens), torch.bool)} if self._waits else spec
+
+    @property
+    def _waits(self) -> bool:
+        """Whether tokens are seen only when they have been updated."""
+        return self.config.gated and self.config.carry_initial
 
     def reads(self, layer: int) -> bool:
         """See `Memory.reads`."""
@@ -128,16 +143,22 @@ class Feedback(DecidingMemory):
             return None
         index = self._layers[layer]
         keys, values = state.read("feedback_keys", index), state.read("feedback_values", index)  # (B, K, n, d)
-        out, mass = attend_with_mass(asked.near, keys, values)
-        begun = None
+        bias, seen = None, None
         if not all(asked.finished):
-            begun = torch.tensor([finished > 0 for finished in asked.finished], device=keys.device)
+            seen = torch.tensor([finished > 0 for finished in asked.finished], device=keys.device)
+        if self._waits:
+            updated = state.read("feedback_updated", index)  # (B, n)
+            seen = updated.any(dim=1)
+            bias = torch.zeros_like(updated, dtype=keys.dtype).masked_fill(~updated, _UNSEEN)[:, None, None]
+            bias = bias.expand(-1, 1, asked.near.shape[2] * asked.near.shape[3], -1)
+            self._teach_reading(asked, keys, updated)
+        out, mass = attend_with_mass(asked.near, keys, values, bias)
         return Beside(
             heads=list(range(self._kv_heads)),
             out=out.to(wide(self._dtype)),
-            mass=mass,
+            mass=mass if self.config.join == "softmax" else None,
             gate=self.gate[index].sigmoid().view(1, self._kv_heads, self._groups, 1, 1),
-            filled=begun,
+            filled=seen,
         )
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
@@ -162,10 +183,13 @@ class Feedback(DecidingMemory):
         after = _through(weights, carried, query, keys, values)
         wanted = self._wanted(finished.starts)
         if wanted is not None:
-            self._teach(query, keys, wanted)
+            self._teach(query.unflatten(1, (self._kv_heads, -1)), keys, F.pad(wanted, (tokens, 0)))
         if self.config.gated:
             due = None if wanted is None else wanted.any(dim=2)
-            after = self._written(index, feedback, after, finished.starts, due)
+            strength = self._strength(index, feedback, after, finished.starts, due)
+            after = torch.lerp(feedback, after, strength[..., None])
+            if self._waits:
+                state.write("feedback_updated", state.read("feedback_updated", index) | (strength > 0), index)
         feedback = after
         state.write("feedback", feedback, index)
         _, key, value = weights.project(feedback)
@@ -186,22 +210,30 @@ class Feedback(DecidingMemory):
             return None
         return self.marked.answering(starts, config.segment, config.tokens)
 
+    def _teach_reading(self, asked: Asked, keys: Tensor, updated: Tensor) -> None:
+        """Tell queries which of the updated (B, n) feedback tokens have the token that is due behind each of them."""
+        if self.losses is None or self.marked is None or not self.config.attention_taught:
+            return
+        starts = torch.tensor(asked.positions, device=keys.device)
+        wanted = self.marked.asking(starts, asked.near.shape[3], self.config.tokens)
+        if wanted is not None:
+            self._teach(asked.near, keys, (wanted & updated[..., None]).mT)
+
     def _teach(self, query: Tensor, keys: Tensor, wanted: Tensor) -> None:
-        """Let what the queries (B, H, n, d) find of `wanted` (B, n, S) among keys (B, K, n + S, d) count as a loss.
+        """Let what queries (B, K, G, t, d) find of `wanted` (B, t, N) among keys (B, K, N, d) count as a loss.
 
         It is the cross-entropy of the mean over all heads: which of them look is left to them.
         """
         assert self.losses is not None
-        grouped = query.unflatten(1, (keys.shape[1], -1))  # (B, K, G, n, d)
-        scores = grouped @ keys[:, :, None].mT / self._size**0.5  # (B, K, G, n, n + S)
-        found = scores.to(wide(self._dtype)).softmax(dim=-1).mean(dim=(1, 2))[..., self.config.tokens :]
         due = wanted.any(dim=2)
         if due.any():
+            scores = query @ keys[:, :, None].mT / self._size**0.5  # (B, K, G, t, N)
+            found = scores.to(wide(self._dtype)).softmax(dim=-1).mean(dim=(1, 2))
             missed = (found * wanted).sum(dim=2)[due].clamp_min(1e-6).log().neg()
             self.losses.append(self.config.attention_taught / len(self._layers) * missed.mean())
 
-    def _written(self, index: int, before: Tensor, after: Tensor, starts: Tensor, due: Tensor | None) -> Tensor:
-        """What becomes of the tokens `before` (B, n, D) that the block would turn into those `after`: one or the other.
+    def _strength(self, index: int, before: Tensor, after: Tensor, starts: Tensor, due: Tensor | None) -> Tensor:
+        """Which of the tokens `before` (B, n, D) become what the block would turn them into, `after`: (B, n), 1 or 0.
 
         The first block is taken whole where there is nothing yet that could be kept. `due` as in `_decided`.
         """
@@ -210,7 +242,7 @@ class Feedback(DecidingMemory):
         strength = self._decided(calls, starts, len(self._layers), due)
         if not self.config.carry_initial:
             strength = strength.masked_fill((starts == 0)[:, None], 1)
-        return torch.lerp(before, after, strength[..., None])
+        return strength
 
     def _limited(self, feedback: Tensor) -> Tensor:
         """Each token of (B, n, D) scaled down to the limit."""

@@ -21,6 +21,8 @@ class Marked:
     """(B,) int64: the position of each row's first token."""
     answers: Tensor | None = None
     """(B, T) int64: which token of the answer stands there, counted from 1; 0: none. None: nobody can say."""
+    questions: Tensor | None = None
+    """(B, T) int64: which token of the answer should come next, counted from 1; 0: nothing is asked. None: nobody can say."""
 
     def within(self, starts: Tensor, count: int) -> Tensor:
         """Whether anything is marked among the `count` tokens from positions `starts` (B,) on: (B,) bool."""
@@ -29,10 +31,14 @@ class Marked:
     def answering(self, starts: Tensor, count: int, tokens: int) -> Tensor | None:
         """Which of the `count` tokens from positions `starts` (B,) on are the first, second … of `tokens` tokens of the answer:
         (B, tokens, count) bool; None where nobody can say."""
-        if self.answers is None:
-            return None
-        numbers = torch.arange(1, tokens + 1, device=starts.device)[:, None]
-        return self._of(self.answers, starts, count)[:, None] == numbers
+        return None if self.answers is None else self._numbered(self.answers, starts, count, tokens)
+
+    def asking(self, starts: Tensor, count: int, tokens: int) -> Tensor | None:
+        """The same of what should come next behind each: (B, tokens, count) bool."""
+        return None if self.questions is None else self._numbered(self.questions, starts, count, tokens)
+
+    def _numbered(self, x: Tensor, starts: Tensor, count: int, tokens: int) -> Tensor:
+        return self._of(x, starts, count)[:, None] == torch.arange(1, tokens + 1, device=starts.device)[:, None]
 
     def _of(self, x: Tensor, starts: Tensor, count: int) -> Tensor:
         """x (B, T) from positions `starts` on, (B, count); 0 outside of it."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.recall import FACTS, QUICK, WHOLE, Figures, Measuring, Recall
+from bench.recall import FACTS, LIKE, QUICK, WHOLE, Figures, Measuring, Recall
 from models.evaluate.results import Results
 from models.evaluate.trials import Trials
 from models.probes import prose
@@ -45,6 +45,13 @@ def test_a_run_that_was_stopped_is_gone_on_with(tiny_model: Path, tmp_path: Path
     assert measured(tiny_model, out, more, missing=True) == [("window", "passkey", "spread", 3)]
     assert measured(tiny_model, out, more, missing=False) == [("window", "passkey", "spread", 3)]
     assert len(json.loads(out.read_text(encoding="utf-8"))) == 5
+
+
+def test_the_window_of_a_memory_is_measured_alone(tiny_model: Path, tmp_path: Path) -> None:
+    narrow = json.dumps({"memory": "infini", "options": {"window": 64, "segment": 32}})
+    wanted = (Figures(f"{LIKE}{narrow}", "nll", 2_100, 1), Figures(narrow, "nll", 2_100, 1))
+    rows = measured(tiny_model, tmp_path / "recall.json", wanted, missing=False)
+    assert rows == [("window 64", "nll", "", 51), ("infini delta", "nll", "", 51)]
 
 
 def test_what_the_book_is_too_short_for_is_left_out_and_said(

@@ -92,6 +92,10 @@ ROWS: Mapping[str, Row] = {
         FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_init=0.5, carry_initial=True),
         FeedbackReference,
     ),
+    "feedback, gated, initial carried, beside the ring": Row(
+        FeedbackConfig(32, 16, 4, tokens=5, limit=2.0, gated=True, write_init=0.5, carry_initial=True, join="gate"),
+        FeedbackReference,
+    ),
     "feedback, some layers": Row(FeedbackConfig(32, 16, 0, layers=(1, 3), tokens=15), FeedbackReference),
     "infini linear in two layers": Row(infini_config(rule="linear", layers=(1, 3)), InfiniReference),
     "infini delta": Row(infini_config(rule="delta"), InfiniReference),

@@ -14,6 +14,7 @@ from models.adapter import packaged_adapter, save_adapter
 from models.errors import ConfigError
 from models.load import LoadedModel, Offer, load_offers
 from models.memory.continuous import ContinuousConfig
+from models.memory.feedback import FeedbackConfig
 from models.memory.infini import InfiniConfig
 from models.memory.memorizing import MemorizingConfig
 from models.weights.checkpoint import Checkpoint
@@ -113,12 +114,13 @@ def test_how_much_a_memory_holds_may_be_chosen_anew(
         assert (memory.entries, memory.gate) == (entries, "learned")
 
 
-def test_segments_are_as_long_as_taught_where_a_memory_lays_them_out(
+def test_segments_are_as_long_as_taught_where_a_memory_looks_at_them_whole(
     tiny_model: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     path = tmp_path / "a"
     for mechanism, config, segment in (
         ("continuous", ContinuousConfig(window=32, segment=16, basis=32), 16),
+        ("feedback", FeedbackConfig(window=32, segment=16, tokens=4), 16),
         ("infini", InfiniConfig(window=32, segment=16), 256),
     ):
         save_adapter(path, build(checkpoint, config), mechanism, checkpoint.fingerprint)

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from models.adapt.tasks.base import IGNORED, Batch, check_length
 from models.errors import ConfigError
+from models.lessons import lesson
 from models.probes import Needle, needle, needles, owner_of, passkey, passkey_haystack
 from models.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ Haystack = Callable[[random.Random, int], list[int]]
 
 @dataclass(frozen=True)
 class Retrieval:
-    """`haystack, sentence, haystack ... question, answer.`, where the answer's tokens are asked for, and its full stop.
+    """`haystack, sentence, haystack ... question, answer.`, where the answer's tokens are asked for, and the full stop behind it.
 
     `depth` is where the sentences stand: 0 at the beginning, 1 directly before the question, None anywhere.
     """
@@ -66,6 +67,7 @@ class Retrieval:
         source = random.Random(int(torch.randint(2**62, (), generator=generator)))
         tokens = torch.empty(batch, length, dtype=torch.int64)
         targets = torch.full((batch, length), IGNORED)
+        [stop] = self._encode(".")
         marked, answers = torch.zeros(batch, length, dtype=torch.bool), torch.zeros(batch, length, dtype=torch.int64)
         for row in range(batch):
             read, answer, said = self._sequence(source, length)
@@ -73,15 +75,14 @@ class Retrieval:
             targets[row, -answer.shape[0] :] = answer
             for stretch in said:
                 marked[row, stretch] = True
-                answers[row, stretch] = _counted(tokens[row, stretch], answer)
+                answers[row, stretch] = _counted(tokens[row, stretch], answer, stop)
         return Batch(tokens, targets, marked=marked, answers=answers)
 
     def _sequence(self, source: random.Random, length: int) -> tuple[list[int], Tensor, list[slice]]:
         """Tokens without the answer's last one, the answer, and where the sentences stand."""
         hidden = self.draw(source)
         sentences = [self._encode(self.around.format(sentence)) for sentence in hidden.sentences]
-        # With its full stop: a model that was never shown where a number ends goes on with another digit.
-        question, answer = self._encode("\n" + hidden.asked.question), self._encode(hidden.asked.answer + ".")
+        question, answer = self._encode("\n" + hidden.asked.question), self._encode(_whole(hidden.asked))
         room = length + 1 - len(question) - len(answer) - sum(map(len, sentences))
         if room < 1:
             raise ConfigError(f"{self.name} needs {1 - room} more tokens than {length}: give it longer sequences")
@@ -105,16 +106,21 @@ class Retrieval:
         return self.tokenizer.token_text(token).endswith((".", "!", "?"))
 
 
-def _counted(said: Tensor, answer: Tensor) -> Tensor:
+def _whole(asked: Needle) -> str:
+    """The answer with its full stop, if it has one: a model that is never shown where a number ends goes on with another digit."""
+    return asked.answer + ("." if f"{asked.answer}." in asked.sentence else "")
+
+
+def _counted(said: Tensor, answer: Tensor, stop: int) -> Tensor:
     """Of a sentence (n,), which token of the answer (m,) each is, from 1 on, wherever it has the answer; else 0: (n,) int64.
 
-    What the sentence goes on with behind the answer stands for its full stop.
+    What the sentence goes on with behind the answer stands for its full stop, the answer's last token.
     """
-    places, content = torch.zeros_like(said), answer[:-1]
-    count = len(answer)
-    for begin in range(len(said) - count + 1):
-        if torch.equal(said[begin : begin + count - 1], content):
-            places[begin : begin + count] = torch.arange(1, count + 1)
+    places, content = torch.zeros_like(said), answer[:-1] if answer[-1] == stop else answer
+    for begin in range(len(said) - len(content) + 1):
+        if torch.equal(said[begin : begin + len(content)], content):
+            behind = places[begin : begin + len(answer)]
+            behind[:] = torch.arange(1, len(behind) + 1)
     return places
 
 
@@ -147,6 +153,16 @@ def rewrite_task(tokenizer: Tokenizer, book: Sequence[int], times: int = 2) -> R
         return Hidden(tuple(one.sentence for one in drawn), drawn[-1])
 
     return Retrieval("rewrite", tokenizer, draw, stretches(book))
+
+
+def fact_task(tokenizer: Tokenizer, book: Sequence[int]) -> Retrieval:
+    """A fact in plain words in a book, in one of many wordings, or now and then a needle (`models/lessons.py`)."""
+
+    def draw(source: random.Random) -> Hidden:
+        one = lesson(source)
+        return Hidden((one.sentence,), one)
+
+    return Retrieval("fact", tokenizer, draw, stretches(book))
 
 
 def copy_task(tokenizer: Tokenizer, book: Sequence[int], words: int = 12) -> Retrieval:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.adapter import stages_of
 from models.load import LoadedModel, Offer, load_offers
 
 RING = {"window": 32, "segment": 32}
@@ -144,6 +145,9 @@ def test_it_begins_where_an_adapter_ends(tiny_model: Path, tmp_path: Path) -> No
     one, other = load_file(first), load_file(second)
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+    commands = [stage["command"] for stage in stages_of(second)]
+    assert [str(path) in command for path, command in zip((first, second), commands, strict=True)] == [True, True]
+    assert ["--start" in command for command in commands] == [False, True]
     refused = adapt(tiny_model, second, "infini", "--start", str(first), "--rank", "0")
     assert refused.returncode != 0
     assert "does not fit" in refused.stderr

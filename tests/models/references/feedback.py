@@ -28,6 +28,9 @@ class FeedbackReference(Reference):
         """Pass the initial feedback up through the layers."""
         self.feedback: list[Tensor] = []
         self.seen: list[tuple[Tensor, Tensor]] = []
+        self.updated = [
+            [not (self.memory.gated and self.memory.carry_initial)] * self.memory.tokens for _ in self.layers
+        ]
         prompt = self.parameters["initial"]
         for layer in range(self.config.num_layers):
             self.feedback.append(prompt)
@@ -41,9 +44,15 @@ class FeedbackReference(Reference):
         scores, values = self.near(layer, index, query)
         if layer not in self.layers or self.position < self.memory.segment:
             return scores.softmax(0) @ values
-        head, gate = self.group(index), self.parameters["gate"][self.layers.index(layer), index].sigmoid()
-        far_keys, far_values = self.seen[layer]
+        row = self.layers.index(layer)
+        head, gate = self.group(index), self.parameters["gate"][row, index].sigmoid()
+        far_keys, far_values = (x[self.updated[row]] for x in self.seen[layer])
+        if not len(far_keys):
+            return scores.softmax(0) @ values
         far = far_keys[:, head] @ self.turn(query, self.position) / len(query) ** 0.5
+        if self.memory.join == "gate":
+            mixed: Tensor = (1 - gate) * (scores.softmax(0) @ values) + gate * (far.softmax(0) @ far_values[:, head])
+            return mixed
         weights = torch.cat((scores, far)).softmax(0)
         # The gate takes its part of the feedback's weight; what it leaves goes to the ring, in proportion.
         ring, kept = weights[: len(scores)], weights[len(scores) :] * gate
@@ -77,6 +86,7 @@ class FeedbackReference(Reference):
         seen = torch.cat([one / (one.square().mean() + 1e-6).sqrt() for one in pair])
         call = self.parameters["write_weight"][row] @ seen + self.parameters["write_offset"][row, token]
         part = decision(call)
+        self.updated[row][token] |= bool(call > 0)
         return (1 - part) * pair[0] + part * pair[1]
 
     def _limited(self, token: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from models.adapt.tasks.base import IGNORED, Batch
 from models.adapt.tasks.retrieval import (
     Retrieval,
     copy_task,
+    fact_task,
     filler,
     halves,
     needle_task,
@@ -43,12 +44,13 @@ def draw(task: Retrieval, length: int = LENGTH, seed: int = 0) -> Batch:
 
 
 def texts(task: Retrieval, batch: Batch) -> list[tuple[str, str]]:
-    """What is read, and what is asked for at its end, both without the last full stop."""
+    """What is read, with the answer, and what is asked for at its end; both without a full stop behind them."""
     found = []
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
         answer = [token for token in targets if token != IGNORED]
-        assert task.tokenizer.decode(answer[-1:]) == "."
-        found.append((task.tokenizer.decode(tokens), task.tokenizer.decode(answer[:-1])))
+        asked = task.tokenizer.decode([*tokens, answer[-1]])
+        said = task.tokenizer.decode(answer).removesuffix(".")
+        found.append((asked.removesuffix("."), said))
     return found
 
 
@@ -88,6 +90,25 @@ def test_what_will_be_asked_for_is_marked(tokenizer: Tokenizer, book: list[int])
     for tokens, marked in zip(batch.tokens, batch.marked, strict=True):
         said = tokenizer.decode(tokens[marked].tolist())
         assert re.fullmatch(r"( ?One of the special magic numbers for [^.]+ is: \d{7}\.){3}", said)
+
+
+def test_facts_are_told_in_words_of_many_kinds_and_end_where_their_sentence_does(
+    tokenizer: Tokenizer, book: list[int]
+) -> None:
+    task, openings, stops = fact_task(tokenizer, book), set(), set()
+    for seed in range(8):
+        batch = draw(task, 400, seed)
+        assert batch.answers is not None
+        for (read, answer), targets, answers in zip(texts(task, batch), batch.targets, batch.answers, strict=True):
+            hay, question = read.rsplit("\n", 1)
+            assert answer in hay
+            openings.add(question.split()[0])
+            stopped = tokenizer.decode(targets[-1:].tolist()) == "."
+            stops.add(stopped)
+            assert stopped == (f"{answer}." in hay)
+            assert 1 <= answers.max() <= (targets != IGNORED).sum()
+    assert len(openings) > 10
+    assert stops == {True, False}
 
 
 def test_the_tokens_of_an_answer_are_counted_wherever_it_is_said(tokenizer: Tokenizer) -> None:
