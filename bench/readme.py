@@ -1,4 +1,4 @@
-"""Writes the measured tables of the README from bench/results: `python -m bench.readme`. A test checks that it was run."""
+"""Writes the measured tables of README and docs/memory.md: `python -m bench.readme`. A test checks that it was run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, MEMORY = ROOT / "README.md", ROOT / "docs" / "memory.md"
 RESULTS = ROOT / "bench" / "results"
 _RECALL, _ENGINE = "<!-- measured: python -m bench.readme -->\n", "<!-- measured engine: python -m bench.readme -->\n"
+_PRESSES = "<!-- measured presses: python -m bench.readme -->\n"
+_PRESS = "kvpress "
 _END = "<!-- end of measured -->\n"
 
 _BFLOAT16 = "bfloat16"
@@ -39,7 +41,7 @@ def measured(results: Path = RESULTS / "recall.json") -> str:
     """What sessions remember, in Markdown."""
     rows: list[Mapping[str, Any]] = json.loads(results.read_text(encoding="utf-8"))
     lines = ["| task | tokens | memory | state | trials | result |", "|---|--:|---|--:|--:|--:|"]
-    for rows_of_line in _lines(rows):
+    for rows_of_line in _lines([row for row in rows if not _excelled(row, rows)]):
         row = rows_of_line[0]
         found = [_figure(one) for one in rows_of_line]
         cells = (
@@ -51,6 +53,31 @@ def measured(results: Path = RESULTS / "recall.json") -> str:
             ", ".join(found),
         )
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _excelled(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it is of a press, and another press is better there: the README has the best alone."""
+    alike = [one for one in rows if all(one[name] == row[name] for name in ("task", "length"))]
+    return _is_press(row) and any(_is_press(one) and one["accuracy"] > row["accuracy"] for one in alike)
+
+
+def _is_press(row: Mapping[str, Any]) -> bool:
+    return str(row["mechanism"]).startswith(_PRESS)
+
+
+def measured_presses(results: Path = RESULTS / "recall.json") -> str:
+    """What slots and the presses of kvpress find of the same facts, by length, in Markdown; the best press first."""
+    rows: list[Mapping[str, Any]] = json.loads(results.read_text(encoding="utf-8"))
+    presses = {(row["mechanism"], row["length"]): row for row in rows if _is_press(row)}
+    lengths = sorted({length for _, length in presses})
+    found = {(row["mechanism"], row["length"]): row for row in rows if row["task"] == "facts"}
+    names = sorted({name for name, _ in presses}, key=lambda name: -sum(found[name, at]["accuracy"] for at in lengths))
+    lines = ["| | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |", "|---|" + "--:|" * len(lengths)]
+    lines += [
+        f"| {name.removeprefix(_PRESS)} | " + " | ".join(_figure(found[name, at]) for at in lengths) + " |"
+        for name in ("slots", *names)
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -92,11 +119,18 @@ def measured_engine(results: Path = RESULTS / "engine.json") -> str:
 
 def with_measured(readme: str, recall: str, engine: str) -> str:
     """The README's text with the tables between their marks."""
-    for begin, table in ((_RECALL, recall), (_ENGINE, engine)):
-        before, _, rest = readme.partition(begin)
-        _, _, after = rest.partition(_END)
-        readme = before + begin + table + _END + after
-    return readme
+    return _between(_between(readme, _RECALL, recall), _ENGINE, engine)
+
+
+def with_presses(memory: str, presses: str) -> str:
+    """The text of docs/memory.md with the table between its marks."""
+    return _between(memory, _PRESSES, presses)
+
+
+def _between(text: str, begin: str, table: str) -> str:
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(_END)
+    return before + begin + table + _END + after
 
 
 def main() -> None:
@@ -104,6 +138,7 @@ def main() -> None:
     README.write_text(
         with_measured(README.read_text(encoding="utf-8"), measured(), measured_engine()), encoding="utf-8"
     )
+    MEMORY.write_text(with_presses(MEMORY.read_text(encoding="utf-8"), measured_presses()), encoding="utf-8")
 
 
 if __name__ == "__main__":

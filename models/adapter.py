@@ -28,7 +28,7 @@ from models.transformer import Decoder
 FORMAT = "palimpsest-adapter-1"
 _LOCAL = {"window", "segment", "sinks", "slots", "slot_dtype", "ridge", "reach", "ends"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
-_CAPACITY = {"entries", "top_k"}
+CAPACITY = {"entries", "top_k"}
 """Settings that are as the adapter was taught unless something else is asked for: nothing learned depends on them."""
 
 
@@ -88,7 +88,7 @@ def packaged_adapter(mechanism: str, model: str, options: Mapping[str, Any]) -> 
     if not path.exists():
         return None
     taught = adapter_options(path, mechanism, model)
-    wanted = {name: value for name, value in options.items() if name not in _LOCAL | _CAPACITY}
+    wanted = {name: value for name, value in options.items() if name not in _LOCAL | CAPACITY}
     return path if all(taught.get(name) == _plain(value) for name, value in wanted.items()) else None
 
 

@@ -12,22 +12,26 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adapter import stages_of
+from models.adapter import CAPACITY, stages_of
 from models.errors import ConfigError, ModelsError
 
 _SLOPED = ("memory.look.offset", "memory.look.steepness")
 
 
 def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Path, command: str) -> None:
-    """Write the weighed mean of adapters of one kind; the weights sum up to 1. Raises `ConfigError` for others."""
+    """Write the weighed mean of adapters of one kind; the weights sum up to 1. Raises `ConfigError` for others.
+
+    How much they have room for is that of the first.
+    """
     if not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ConfigError(f"weights must sum up to 1, not {sum(weights):g}")
     read = [_read(path) for path in paths]
@@ -35,7 +39,7 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     for path, (others, described) in zip(paths, read, strict=True):
         shapes = {name: tensor.shape for name, tensor in others.items()}
         alike = shapes == {name: tensor.shape for name, tensor in tensors.items()}
-        if not alike or any(described.get(key) != metadata.get(key) for key in ("mechanism", "model", "config")):
+        if not alike or _kind(described) != _kind(metadata):
             raise ConfigError(f"{path} is not of the same kind as {paths[0]}")
     mixed = {
         name: sum(
@@ -55,6 +59,13 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     once = [stage for index, stage in enumerate(stages) if stage not in stages[:index]]
     made = {"stages": [*once, {"command": command, "torch": torch.__version__.split("+")[0]}]}
     save_file(mixed, out, metadata={**metadata, "made": json.dumps(made)})
+
+
+def _kind(metadata: Mapping[str, str]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """What adapters have in common of which a mean can be made: all but what nothing learned depends on."""
+    settings = json.loads(metadata.get("config", "{}"))
+    learned = {name: value for name, value in settings.items() if name not in CAPACITY}
+    return metadata.get("mechanism"), metadata.get("model"), learned
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

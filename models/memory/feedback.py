@@ -49,9 +49,10 @@ class FeedbackConfig(DecidingConfig):
 
     `join` says how the feedback is read: in one "softmax" with the ring, or beside it by a "gate", which is then what it weighs.
 
-    `attention_taught` is, in training, the weight of what attention misses where a task says what will be asked for: the first
-    feedback token should find the answer's first token and be found when that is due, and so on. The calls of a `gated` memory are
-    then told so, too, token by token.
+    `answers_taught` is, in training, the weight of what feedback misses where a task says what will be asked for: the first
+    feedback token should find the answer's first token, hold its values, and be found when that is due, and so on. The calls of a
+    `gated` memory are then told so, too, token by token. `feed_forward` is whether the network, too, adds to what attention found:
+    the paper's does, and a pretrained one drowns in what it makes of any token what a token should be known by.
     """
 
     by_segment = True
@@ -61,7 +62,8 @@ class FeedbackConfig(DecidingConfig):
     limit: float = 0.0
     carry_initial: bool = False
     join: str = "softmax"
-    attention_taught: float = 0.0
+    feed_forward: bool = True
+    answers_taught: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,8 +75,8 @@ class FeedbackConfig(DecidingConfig):
             raise ConfigError(f"limit must be 0 (for none) or above, not {self.limit}")
         if self.join not in ("softmax", "gate"):
             raise ConfigError(f"join must be softmax or gate, not {self.join!r}")
-        if not 0 <= self.attention_taught < math.inf:
-            raise ConfigError(f"attention_taught must be 0 (for not at all) or above, not {self.attention_taught}")
+        if not 0 <= self.answers_taught < math.inf:
+            raise ConfigError(f"answers_taught must be 0 (for not at all) or above, not {self.answers_taught}")
 
 
 _UNSEEN = -1e4
@@ -180,10 +182,8 @@ class Feedback(DecidingMemory):
         if not self.config.carry_initial:
             # The paper's initial feedback asks, but holds nothing that should be carried on (appendix B.1).
             carried = carried.masked_fill((finished.starts == 0)[:, None, None], 0)
-        after = _through(weights, carried, query, keys, values)
+        after = _through(weights, carried, query, keys, values, self.config.feed_forward)
         wanted = self._wanted(finished.starts)
-        if wanted is not None:
-            self._teach(query.unflatten(1, (self._kv_heads, -1)), keys, F.pad(wanted, (tokens, 0)))
         if self.config.gated:
             due = None if wanted is None else wanted.any(dim=2)
             strength = self._strength(index, feedback, after, finished.starts, due)
@@ -195,6 +195,9 @@ class Feedback(DecidingMemory):
         _, key, value = weights.project(feedback)
         state.write("feedback_keys", rotate(key, cos, sin), index)
         state.write("feedback_values", value, index)
+        if wanted is not None:
+            self._teach(query.unflatten(1, (self._kv_heads, -1)), keys, F.pad(wanted, (tokens, 0)))
+            self._teach_values(value, finished.values, wanted)
 
     def report(self, state: MemoryState) -> Report:
         """The feedback tokens, in use from the first finished block on."""
@@ -206,13 +209,13 @@ class Feedback(DecidingMemory):
     def _wanted(self, starts: Tensor) -> Tensor | None:
         """Which tokens of a block each feedback token should find, (B, n, S) bool; None where that is not taught."""
         config = self.config
-        if self.losses is None or self.marked is None or not config.attention_taught:
+        if self.losses is None or self.marked is None or not config.answers_taught:
             return None
         return self.marked.answering(starts, config.segment, config.tokens)
 
     def _teach_reading(self, asked: Asked, keys: Tensor, updated: Tensor) -> None:
         """Tell queries which of the updated (B, n) feedback tokens have the token that is due behind each of them."""
-        if self.losses is None or self.marked is None or not self.config.attention_taught:
+        if self.losses is None or self.marked is None or not self.config.answers_taught:
             return
         starts = torch.tensor(asked.positions, device=keys.device)
         wanted = self.marked.asking(starts, asked.near.shape[3], self.config.tokens)
@@ -230,7 +233,21 @@ class Feedback(DecidingMemory):
             scores = query @ keys[:, :, None].mT / self._size**0.5  # (B, K, G, t, N)
             found = scores.to(wide(self._dtype)).softmax(dim=-1).mean(dim=(1, 2))
             missed = (found * wanted).sum(dim=2)[due].clamp_min(1e-6).log().neg()
-            self.losses.append(self.config.attention_taught / len(self._layers) * missed.mean())
+            self.losses.append(self.config.answers_taught / len(self._layers) * missed.mean())
+
+    def _teach_values(self, held: Tensor, values: Tensor, wanted: Tensor) -> None:
+        """Tell feedback tokens that their values (B, K, n, d) should be those (B, K, S, d) of the tokens that they want (B, n, S).
+
+        The mean square of the difference, as a part of that of the values.
+        """
+        assert self.losses is not None
+        due = wanted.any(dim=2)
+        if due.any():
+            share = wanted.to(wide(self._dtype))
+            share = (share / share.sum(dim=2, keepdim=True).clamp_min(1))[:, None]  # (B, 1, n, S)
+            right = (share @ values.detach().to(share.dtype)).transpose(1, 2)[due]  # (N, K, d)
+            missed = (held.to(share.dtype).transpose(1, 2)[due] - right).square().mean() / right.square().mean()
+            self.losses.append(self.config.answers_taught / len(self._layers) * missed)
 
     def _strength(self, index: int, before: Tensor, after: Tensor, starts: Tensor, due: Tensor | None) -> Tensor:
         """Which of the tokens `before` (B, n, D) become what the block would turn them into, `after`: (B, n), 1 or 0.
@@ -279,11 +296,13 @@ def _normed(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6)
 
 
-def _through(weights: Layer, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _through(
+    weights: Layer, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, feed_forward: bool = True
+) -> Tensor:
     """What a layer makes of x (B, n, D), whose query (B, H, n, d) sees all of keys and values (B, K, N, d): (B, n, D)."""
     grouped = query.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # (B, K, G*n, d)
     heads = F.scaled_dot_product_attention(grouped, keys, values).view(query.shape)
-    return weights.end(x.clone(), heads)
+    return weights.end(x.clone(), heads) if feed_forward else x + weights.mix(heads)
 
 
 MECHANISM = Mechanism("feedback", FeedbackConfig, Feedback)

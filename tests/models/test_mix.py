@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.adapter import save_adapter, stages_of
+from models.adapter import adapter_options, save_adapter, stages_of
 from models.load import Offer, load_offers
 from models.memory.slots import Slots
 from models.mix import main
@@ -49,6 +49,19 @@ def test_a_mean_is_weighed_and_says_how_it_was_made(
     assert stages[3].startswith("palimpsest-server mix ")
     [loaded] = load_offers([Offer(str(tiny_model), "slots", adapter=out)]).values()
     assert loaded.decoder.memory.state_dict()["look.gain"].unique().item() == 4
+
+
+def test_room_is_that_of_the_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = load_checkpoint(str(tiny_model)).fingerprint
+    paths = []
+    for entries in (64, 32):
+        options = {"window": 32, "segment": 16, "compression": "conv", "rate": 2, "entries": entries}
+        [loaded] = load_offers([Offer(str(tiny_model), "compressive", options)]).values()
+        paths.append(tmp_path / f"{entries}.safetensors")
+        save_adapter(paths[-1], loaded.decoder, "compressive", fingerprint)
+    out = tmp_path / "mean.safetensors"
+    mixed(monkeypatch, f"{paths[0]}=0.5", f"{paths[1]}=0.5", "--out", out)
+    assert adapter_options(out, "compressive", fingerprint)["entries"] == 64
 
 
 @pytest.mark.parametrize(

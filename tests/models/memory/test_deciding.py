@@ -114,7 +114,7 @@ def test_feedback_is_updated_by_marked_blocks_alone(checkpoint: Checkpoint) -> N
 
 
 def test_feedback_tokens_are_updated_by_the_tokens_of_the_answer_that_they_should_find(checkpoint: Checkpoint) -> None:
-    told = {"write_taught": 1.0, "attention_taught": 1.0}
+    told = {"write_taught": 1.0, "answers_taught": 1.0}
     decoder = opened(checkpoint, torch.float32, layers=(1,), gated=True, carry_initial=True, **told)
     feedback, tokens = feedback_of(decoder), random_tokens(decoder, 32)
     answers = torch.zeros(1, 32, dtype=torch.int64)
@@ -132,7 +132,7 @@ def test_feedback_tokens_are_updated_by_the_tokens_of_the_answer_that_they_shoul
     assert [number for number in range(6) if not torch.equal(start[number], seen[0][number])] == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["write_taught", "attention_taught"])
+@pytest.mark.parametrize("name", ["write_taught", "answers_taught"])
 def test_a_weight_that_cannot_be_is_refused(name: str) -> None:
     for weight in (-1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match=f"{name} must be 0"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.asked import Asked
 from models.config import ModelConfig
 from models.layers import Layer
 from models.memory.base import Finished
@@ -72,22 +73,25 @@ def test_the_first_update_asks_with_the_initial_feedback_and_carries_it_where_it
 
 
 @pytest.mark.parametrize("places", [(0,), (1,), (0, 1)])
-def test_attention_is_told_where_the_answer_stands(places: tuple[int, ...]) -> None:
-    memory = small_memory(attention_taught=0.5)
+def test_feedback_is_told_where_the_answer_stands_and_what_to_hold(places: tuple[int, ...]) -> None:
+    memory = small_memory(answers_taught=0.5)
     answers = torch.zeros(1, 2, dtype=torch.int64)
     answers[0, list(places)] = 1
     memory.losses, memory.marked = [], Marked(answers > 0, torch.tensor([0]), answers)
     keys = torch.tensor([[5.0, 0.0], [0.0, 5.0]]).double()
-    memory.finish(0, copying_layer(), MemoryState.empty(memory.spec(), 1), block(keys, keys, 0))
+    state = MemoryState.empty(memory.spec(), 1)
+    memory.finish(0, copying_layer(), state, block(keys, keys, 0))
     asking = torch.tensor([3.0, 4.0]).double() * 2**0.5 / 5
     share = torch.stack((asking @ asking, 5 * asking[0], 5 * asking[1])).div(2**0.5).softmax(0)[1:]
-    [loss] = memory.losses
-    torch.testing.assert_close(loss, -0.5 * share[list(places)].sum().log())
+    looked, held = memory.losses
+    torch.testing.assert_close(looked, -0.5 * share[list(places)].sum().log())
+    right, values = keys[list(places)].mean(dim=0), state.read("feedback_values")[0, 0, 0, 0]
+    torch.testing.assert_close(held, 0.5 * (values - right).square().sum() / right.square().sum())
 
 
 @pytest.mark.parametrize("unknown", ["not training", "no answers", "not taught", "another of the answer's tokens"])
 def test_attention_is_told_nothing_where_nobody_can_say(unknown: str) -> None:
-    memory = small_memory(attention_taught=0.0 if unknown == "not taught" else 0.5)
+    memory = small_memory(answers_taught=0.0 if unknown == "not taught" else 0.5)
     answers = torch.tensor([[0, 2]])  # there is one feedback token, which would look for the first
     memory.marked = Marked(answers > 0, torch.tensor([0]), None if unknown == "no answers" else answers)
     memory.losses = None if unknown == "not training" else []
@@ -139,3 +143,33 @@ def test_the_limit_lets_a_late_block_still_change_something(
     assert late[0] <= change < late[1]
     size = float(after.square().mean().sqrt())
     assert size < 5 * limit if limit else size > 20
+
+
+def test_without_the_network_attention_alone_is_added() -> None:
+    memory, layer = small_memory(carry_initial=True, feed_forward=False), copying_layer(3.0)
+    state = MemoryState.empty(memory.spec(), 1)
+    values = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+    memory.finish(0, layer, state, block(5 * values, values, 0))
+    plain, expected = small_memory(carry_initial=True), MemoryState.empty(memory.spec(), 1)
+    plain.finish(0, copying_layer(), expected, block(5 * values, values, 0))  # a network that adds nothing
+    torch.testing.assert_close(state.read("feedback"), expected.read("feedback"))
+
+
+def test_whoever_is_to_say_a_token_is_told_which_feedback_has_it(checkpoint: Checkpoint) -> None:
+    """Only what has been updated can be found."""
+    told = {"answers_taught": 0.5, "write_taught": 1.0}
+    decoder = opened(checkpoint, torch.float64, layers=(1,), gated=True, carry_initial=True, **told)
+    memory = feedback_of(decoder)
+    memory.write_offset[0, 1] = 1.0
+    memory.write_offset[0, [0, 2, 3, 4, 5]] = -1.0
+    _, state = read(decoder, random_tokens(decoder, 16))
+    shape = (1, checkpoint.config.num_kv_heads, checkpoint.config.queries_per_kv, 3, checkpoint.config.head_dim)
+    query = torch.randn(shape, generator=torch.Generator().manual_seed(2)).double()
+    nothing = query.new_zeros(1, 1, 1, checkpoint.config.head_dim // 2)
+    questions = torch.tensor([[0, 0, 2, 1]])
+    memory.losses = []
+    memory.marked = Marked(questions > 0, torch.tensor([15]), torch.zeros_like(questions), questions)
+    memory.read(1, state, Asked(query, query, nothing, nothing, [0], [16], positions=[16]))
+    [loss] = memory.losses
+    scores = query @ state.read("feedback_keys", 0)[:, :, None].mT / checkpoint.config.head_dim**0.5
+    torch.testing.assert_close(loss, -0.5 * scores.softmax(-1)[..., 1, 1].mean().log())

@@ -73,7 +73,7 @@ class FeedbackReference(Reference):
         kept = start > 0 or self.memory.carry_initial
         if kept:
             mixed = mixed + carried
-        after = mixed + self.feed_forward(layer, mixed)
+        after = mixed + self.feed_forward(layer, mixed) if self.memory.feed_forward else mixed
         if kept and self.memory.gated:
             pairs = zip(self.feedback[layer], after, strict=True)
             after = torch.stack([self._written(layer, *pair) for pair in enumerate(pairs)])
