@@ -104,8 +104,6 @@ class Figures:
 
 FACTS = len(probes.FACTS)
 LIKE = "window like "
-NARROW = {"window": 128, "segment": 128}
-"""What most adapters were taught with."""
 
 
 def _offered(memory: str, **options: int) -> str:
@@ -114,11 +112,13 @@ def _offered(memory: str, **options: int) -> str:
 
 ROOMY = _offered("memorizing", entries=32_768)
 """As it is taught it has room for 8,192 tokens."""
-CONTINUOUS, FEEDBACK = _offered("continuous", **NARROW), _offered("feedback", **NARROW)
-COMPRESSIVE = _offered("compressive", entries=16_384, **NARROW)
+CONTINUOUS = _offered("continuous", window=128, segment=128)
+COMPRESSIVE = _offered("compressive", entries=16_384, window=128, segment=128)
+FEEDBACK = _offered("feedback", window=64, segment=64)
+"""These three as they were taught, in small windows."""
 LEARNED = ("infini", ROOMY, CONTINUOUS, COMPRESSIVE, FEEDBACK)
 """Those that have an adapter in the package."""
-READING = ("window", f"{LIKE}slots", f"{LIKE}{FEEDBACK}", "slots", *LEARNED)
+READING = ("window", *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK)), "slots", *LEARNED)
 """Whose likelihood is measured."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),
