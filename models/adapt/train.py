@@ -151,7 +151,10 @@ class Trainer:
         memory = self._decoder.memory
         memory.losses = []
         if batch.marked is not None:
-            questions = None if batch.answers is None else batch.asked.cumsum(dim=1) * batch.asked
+            questions = None
+            if batch.answers is not None:  # where something is asked, but nothing that was said before: plain text
+                said = batch.answers.any(dim=1, keepdim=True)
+                questions = batch.asked.cumsum(dim=1) * (batch.asked & said)
             memory.marked = Marked(batch.marked, state.read("position"), batch.answers, questions)
         batch = self._read_ahead(batch, state, example)
         asked, total, right = int(batch.asked.sum()), 0.0, 0

@@ -16,7 +16,8 @@ class Passages:
     """Stretches of an encoded text (n,) from anywhere in it.
 
     A `share` of the places is asked: reading out a large vocabulary costs as much as several layers. `imitate` weighs how far
-    the model's distribution is from the base model's there (Kullback-Leibler divergence, in nats).
+    the model's distribution is from the base model's there (Kullback-Leibler divergence, in nats). Nothing of it is marked: a
+    memory that is told what to write is told that plain text is not worth it.
     """
 
     encoded: Tensor = field(repr=False)
@@ -45,4 +46,6 @@ class Passages:
         stretch = self.encoded[starts + torch.arange(length + 1)]
         asked = torch.rand(batch, length, generator=generator) < self.share
         asked[:, -1] = True
-        return Batch(stretch[:, :-1], stretch[:, 1:].where(asked, IGNORED), self.imitate, graded=False)
+        tokens, targets = stretch[:, :-1], stretch[:, 1:].where(asked, IGNORED)
+        nothing = torch.zeros_like(tokens)
+        return Batch(tokens, targets, self.imitate, graded=False, marked=nothing.bool(), answers=nothing)

@@ -253,6 +253,31 @@ def test_a_memory_is_told_what_to_write_at_the_positions_where_it_stands() -> No
     assert not any(any(said[1:]) for _, said in told)
 
 
+def test_a_memory_is_told_which_token_is_due_where_it_was_said() -> None:
+    """The first row asks for something that stands in its text, the others for what nobody said before."""
+    model, found = decoder(), []
+    trainer = Trainer(model, TASK, SETTINGS)
+    batch = TASK.batch(torch.Generator().manual_seed(0), SETTINGS.batch, 12)
+    marked = torch.zeros(SETTINGS.batch, 12, dtype=torch.bool)
+    marked[0, 1] = True
+    fold = model.memory.fold
+
+    def watched(layer: int, state: MemoryState, evicted: Evicted) -> None:
+        assert model.memory.marked is not None
+        found.append(model.memory.marked.questions)
+        fold(layer, state, evicted)
+
+    model.memory.fold = watched  # type: ignore[method-assign]
+    trainer._learn(replace(batch, marked=marked, answers=marked.long()), *trainer._start(imitates=False))
+    questions = found[0]
+    assert questions is not None
+    count = int(batch.asked[0].sum())
+    assert questions[0][batch.asked[0]].tolist() == list(range(1, count + 1))
+    assert int(questions.count_nonzero()) == count
+    trainer._learn(replace(batch, marked=marked), *trainer._start(imitates=False))
+    assert found[-1] is None
+
+
 def test_what_is_learned_and_tried_goes_to_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model, moved = decoder(), []
 

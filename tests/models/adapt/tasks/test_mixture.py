@@ -21,6 +21,8 @@ def draw(task: Passages | Mixture, seed: int = 0) -> Batch:
 
 def test_passages_ask_for_a_share_of_the_next_tokens() -> None:
     batch = draw(Passages(TEXT, 50, share=0.25, imitate=0.5))
+    assert batch.marked is not None
+    assert not batch.marked.any()
     assert batch.imitate == 0.5
     assert not batch.graded
     assert 60 <= int(batch.asked.sum()) <= 140
