@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import native
-from models.layers import Head, Layer, Projected
+from models.layers import Head, Layer, Projected, wide
 from models.transformer import Decoder
 
 Precision = Literal["int8", "int4"]
@@ -34,6 +34,9 @@ class Quantizer:
         """The same decoder over quantized weights. Norms and the embedding of tokens stay as they are."""
         weights = decoder.weights
         layers = {index: self._layer(weights.layer(index)) for index in range(len(weights.layers))}
+        for index, layer in layers.items():
+            if decoder.memory.mixes(index) and isinstance(layer, _QuantizedLayer):
+                layer.mixing = _rounded(weights.layer(index).out, self._precision)
         return Decoder(weights.with_layers(layers, self._head(weights.head)), decoder.memory)
 
     def _layer(self, layer: Layer) -> Layer:
@@ -92,6 +95,7 @@ class _QuantizedLayer(Layer):
         super(Layer, self).__init__()
         self.attention_norm, self.mlp_norm, self.lora = layer.attention_norm, layer.mlp_norm, None
         self.config = layer.config
+        self.mixing: nn.Parameter | None = None
         self.dense: native.DenseLayer = native.DenseLayer(
             config=layer.config,
             attention_norm=layer.attention_norm.float(),
@@ -108,6 +112,10 @@ class _QuantizedLayer(Layer):
     def end(self, x: Tensor, heads: Tensor, recompute: bool = False) -> Tensor:
         self.dense.finish(x, heads)
         return x
+
+    def mix(self, heads: Tensor) -> Tensor:
+        assert self.mixing is not None, "a memory that mixes heads by itself says so"
+        return F.linear(heads.transpose(1, 2).flatten(2), self.mixing).to(wide(self.mixing.dtype))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         still = x.new_zeros(1, 1, 1, self.config.head_dim // 2)

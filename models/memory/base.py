@@ -163,6 +163,10 @@ class Memory(nn.Module, ABC):
         """Whether the layer's queries may ever see anything beyond the ring; if not, nothing that leaves it is folded there."""
         return True
 
+    def mixes(self, layer: int) -> bool:
+        """Whether `finish` wants the layer's output projection without the network behind it."""
+        return False
+
     @abstractmethod
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """What the layer's queries see beyond the ring; None where there is nothing yet."""

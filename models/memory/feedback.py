@@ -139,6 +139,10 @@ class Feedback(DecidingMemory):
         """See `Memory.reads`."""
         return layer in self._layers
 
+    def mixes(self, layer: int) -> bool:
+        """See `Memory.mixes`."""
+        return layer in self._layers and not self.config.feed_forward
+
     def read(self, layer: int, state: MemoryState, asked: Asked) -> Far | Beside | None:
         """The feedback after the last finished block, seen by all heads at the positions of that block's last tokens."""
         if layer not in self._layers or not any(asked.finished):
