@@ -121,6 +121,9 @@ def main() -> None:
         help="segments of filler and book that were read before each sequence begins, without learning from them",
     )
     parser.add_argument("--carry", type=float, default=0.0, help="how often a step begins with the last one's memory")
+    parser.add_argument(
+        "--ragged", action="store_true", help="let sequences end anywhere in their last segment; feedback needs it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="file to save the training in, and to go on from")
     parser.add_argument("--curve", type=Path, help="CSV file of loss and accuracy; default: beside the adapter")
@@ -169,6 +172,7 @@ def adapt(options: argparse.Namespace) -> None:
         reach=options.reach,
         ahead=options.ahead,
         carry=options.carry,
+        ragged=options.ragged,
         seed=options.seed,
     )
     decoder.recompute = options.recompute
@@ -195,7 +199,9 @@ def adapt(options: argparse.Namespace) -> None:
         def say(progress: Progress) -> None:
             shown: dict[str, float] = {}
             if tried and progress.step % options.evaluate_every == 0:
-                trials = Trials(progress.segments * decoder.memory.config.segment, options.trials, batch=options.batch)
+                segment = decoder.memory.config.segment
+                length = progress.segments * segment - (segment // 3 if options.ragged else 0)
+                trials = Trials(length, options.trials, batch=options.batch)
                 shown = {name: accuracy(decoder, one, trials) for name, one in tried.items()}
                 shares = ", ".join(f"{name} {share:.2f}" for name, share in shown.items())
                 console.print(f"step {progress.step}, tried: {shares}")

@@ -43,6 +43,9 @@ class TrainSettings:
     long session. They are read anew every 20 steps, once for all sequences: long contexts at the price of short ones."""
     carry: float = 0.0
     """The probability that a step begins with the state in which the last one ended (random state passing, arXiv 2404.09173)."""
+    ragged: bool = False
+    """Whether sequences end anywhere in their last segment. Without it whatever is asked at the end always stands as far behind the
+    last finished segment, and a memory that has places in the text is found from there alone."""
     seed: int = 0
 
     def __post_init__(self) -> None:

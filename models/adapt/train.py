@@ -96,6 +96,9 @@ class Trainer:
         longest = self._curriculum.segments
         segments = self._curriculum.draw(self._generator)
         length = segments * self._decoder.memory.config.segment
+        if settings.ragged:
+            missing = torch.randint(self._decoder.memory.config.segment, (), generator=self._generator)
+            length = max(length - int(missing), self._task.shortest)
         batch = self._task.batch(self._generator, settings.batch, length).to(self._decoder.device)
         loss, accuracy = self._learn(batch, *self._start(imitates=bool(batch.imitate)))
         trained = [weight for group in self._optimizer.param_groups for weight in group["params"]]

@@ -278,6 +278,22 @@ def test_a_memory_is_told_which_token_is_due_where_it_was_said() -> None:
     assert found[-1] is None
 
 
+def test_ragged_sequences_end_anywhere_in_their_last_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, first_segments=4, last_segments=4, ragged=True)
+    trainer, lengths = Trainer(decoder(), TASK, settings), set()
+    learn = trainer._learn
+
+    def watched(batch: Batch, *others: Any) -> tuple[float, float]:
+        lengths.add(batch.tokens.shape[1])
+        return learn(batch, *others)
+
+    monkeypatch.setattr(trainer, "_learn", watched)
+    for _ in range(24):
+        trainer.step()
+    segment = trainer._decoder.memory.config.segment
+    assert lengths == set(range(3 * segment + 1, 4 * segment + 1))
+
+
 def test_what_is_learned_and_tried_goes_to_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model, moved = decoder(), []
 
