@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.errors import ServerError
+from server.farewell import PatientWebSocket
 from server.link import MAX_FRAME_BYTES
 from server.service import Service
 from server.settings import Settings
@@ -70,7 +71,7 @@ def create_server(settings: Settings, app: FastAPI, announce: Callable[[str], No
         app,
         host=settings.host,
         port=settings.port,
-        ws="websockets-sansio",
+        ws=PatientWebSocket,
         ws_max_size=MAX_FRAME_BYTES,
         ws_per_message_deflate=False,
         log_config=None,

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 import pytest
@@ -245,6 +245,35 @@ def test_a_frame_that_is_too_large_closes_the_socket(server: ServerProcess, sess
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
     assert session.refresh().position == 0
+
+
+def test_a_client_amid_a_frame_that_is_too_large_can_send_all_of_it_and_reads_why(
+    server: ServerProcess, session: SessionHandle
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw, raw.makefile("rb") as answers:
+        raw.sendall(
+            f"GET /v1/sessions/{session.id}/stream HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\n"
+            "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: a2VsbyBrZWxvIGtlbG8gIQ==\r\n\r\n".encode()
+        )
+        while answers.readline().strip():
+            pass
+        frame = bytes((0x81, 0xFF, *(2 * MEGABYTE).to_bytes(8), 0, 0, 0, 0))
+        raw.sendall(frame)
+        received = _frame(answers)
+        while received[0] != 0x88:  # until it closes
+            received = _frame(answers)
+        for _ in range(32):
+            raw.sendall(b"a" * (MEGABYTE // 16))
+        assert answers.read() == b""
+    assert int.from_bytes(received[2:4]) == 1009
+    assert session.refresh().position == 0
+
+
+def _frame(stream: IO[bytes]) -> bytes:
+    """The next short frame that a server sent."""
+    head = stream.read(2)
+    return head + stream.read(head[1])
 
 
 def test_clients_that_never_read_are_given_up(
