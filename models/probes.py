@@ -121,6 +121,29 @@ def passkey(source: random.Random) -> Needle:
     return Needle(sentence, "What is the pass key? The pass key is", f" {key}")
 
 
+def aside(source: random.Random) -> str:
+    """A sentence with a number that is nobody's answer: a date, an age, a sum, a count."""
+    name, place, month = source.choice(_NAMES), source.choice(_PLACES), source.choice(_MONTHS)
+    day, year = source.randrange(1, 29), source.randrange(1650, 1900)
+    few, many = source.randrange(13, 99), source.randrange(101, 50_001)
+    return source.choice(
+        (
+            f"{name}, born {month} {day}, {year}; died {month} {day}, {year + few}.",
+            f"It was on the {day}th of {month} {year}, or so {name} always said.",
+            f"{name} was {few} that year, and had {many} pounds a year.",
+            f"The house in {place} was sold for {many} pounds in {year}.",
+            f"There were {many} volumes in the library at {place}, and number {many - few} was lost.",
+            f"From {place} it is {few} miles, {few + 40} by the coast.",
+        )
+    )
+
+
+def with_asides(text: str, source: random.Random, every: int) -> str:
+    """`text` with an aside about every so many characters, between sentences."""
+    count = len(text) // every
+    return plant(text, [aside(source) for _ in range(count)], [source.random() for _ in range(count)])
+
+
 def passkey_haystack(repeats: int) -> str:
     """The task's introduction and `repeats` repetitions of its filler; the sentence goes between two of them."""
     return f"{_PASSKEY_TASK}\n" + " ".join([_PASSKEY_FILLER] * repeats)

@@ -26,7 +26,7 @@ from models.adapter import resume_adapter, save_adapter, stages_of
 from models.arguments import read_book, settings
 from models.errors import ConfigError, ModelsError
 from models.load import DTYPES, weights_of
-from models.probes import prose
+from models.probes import prose, with_asides
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import load_checkpoint
 
@@ -74,6 +74,13 @@ def main() -> None:
         nargs="+",
         default=[],
         help="long plain texts to hide needles in and to read, beside generated prose",
+    )
+    parser.add_argument(
+        "--asides",
+        type=int,
+        default=0,
+        metavar="CHARACTERS",
+        help="about how often the text has a date, an age or a sum that nobody asks for, so that not every number is remembered; 0: never",
     )
     parser.add_argument(
         "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
@@ -141,6 +148,8 @@ def adapt(options: argparse.Namespace) -> None:
     """Train as the options say, and write the adapter; also when it is interrupted."""
     if options.evaluate_every < 0 or options.trials < 1:
         raise ConfigError("--evaluate-every must not be negative, and --trials must be at least 1")
+    if options.asides < 0:
+        raise ConfigError(f"--asides must be 0 (for none) or the characters from one to the next, not {options.asides}")
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(stderr=True)
@@ -157,6 +166,8 @@ def adapt(options: argparse.Namespace) -> None:
     if options.start is not None:
         resume_adapter(options.start, decoder)
     text = "\n\n".join((*(read_book(book) for book in options.book), prose(random.Random(options.seed), _PROSE)))
+    if options.asides:
+        text = with_asides(text, random.Random(f"asides {options.seed}"), options.asides)
     training = TrainSettings(
         first_segments=options.first_segments,
         last_segments=options.last_segments,

@@ -26,6 +26,10 @@ from models.state import MemoryState, Spec
 class CompressiveConfig(LayeredConfig):
     """`rate` is c; `entries` is n_cm, for each key/value head.
 
+    `kernels` is what the convolution begins with: the "mean" of the group, or with "turns" one of its tokens, another one from head
+    to head and layer to layer, which is ours. An entry that is a mean cannot say in which order its tokens stood, and no head
+    that copies from it can do so right; of each token some heads keep it as it was.
+
     `task_gradient` lets the task's own loss reach the convolution through the entries, and the network below them. In the
     paper it does not: the convolution learns from the attention-reconstruction loss alone.
     """
@@ -33,6 +37,7 @@ class CompressiveConfig(LayeredConfig):
     rate: int = 4
     entries: int = 512
     compression: Literal["mean", "max", "conv"] = "mean"
+    kernels: Literal["mean", "turns"] = "mean"
     task_gradient: bool = True
 
     def __post_init__(self) -> None:
@@ -45,6 +50,10 @@ class CompressiveConfig(LayeredConfig):
             )
         if self.compression not in ("mean", "max", "conv"):
             raise ConfigError(f"compression must be mean, max or conv, not {self.compression!r}")
+        if self.kernels not in ("mean", "turns"):
+            raise ConfigError(f"kernels must be mean or turns, not {self.kernels!r}")
+        if self.kernels != "mean" and self.compression != "conv":
+            raise ConfigError(f'kernels belong to the compression "conv", not to {self.compression!r}: set that, too')
 
     @property
     def reach(self) -> int:
@@ -74,10 +83,13 @@ class Compressive(Memory):
             "compressed", self._layers, self._heads, config.entries, rate=config.rate, sinks=config.sinks
         )
         if config.compression == "conv":
-            shape = (len(self._layers), self._heads, config.rate, self._size, self._size)
-            mean = torch.eye(self._size, dtype=wide(dtype)) / config.rate
-            self.key_kernel = nn.Parameter(mean.expand(shape).clone())
-            self.value_kernel = nn.Parameter(mean.expand(shape).clone())
+            shares = torch.full((len(self._layers), self._heads, config.rate), 1 / config.rate, dtype=wide(dtype))
+            if config.kernels == "turns":
+                turns = torch.arange(len(self._layers))[:, None] + torch.arange(self._heads)  # (layers, K)
+                shares = F.one_hot(config.rate - 1 - turns % config.rate, config.rate).to(wide(dtype))
+            kernel = shares[..., None, None] * torch.eye(self._size, dtype=wide(dtype))  # (layers, K, c, d, d)
+            self.key_kernel = nn.Parameter(kernel)
+            self.value_kernel = nn.Parameter(kernel.clone())
 
     def spec(self) -> Spec:
         """Keys without rotation and values, (layers, K, n_cm, d) each."""

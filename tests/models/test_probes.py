@@ -6,7 +6,20 @@ import random
 
 import pytest
 
-from models.probes import FACTS, fact, needle, needles, numbers, owner_of, passkey, passkey_haystack, plant, prose
+from models.probes import (
+    FACTS,
+    aside,
+    fact,
+    needle,
+    needles,
+    numbers,
+    owner_of,
+    passkey,
+    passkey_haystack,
+    plant,
+    prose,
+    with_asides,
+)
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -49,6 +62,17 @@ def test_a_passkey_is_said_twice_and_asked_for() -> None:
     assert hidden.sentence.count(hidden.answer.strip()) == 2
     assert 1 <= int(hidden.answer) <= 50_000
     assert hidden.sentence.startswith(hidden.question.split("? ")[1] + hidden.answer)
+
+
+def test_asides_have_numbers_and_stand_between_sentences() -> None:
+    plain = prose(random.Random(0), 20_000)
+    text, source = with_asides(plain, random.Random(1), 500), random.Random(1)
+    for _ in range(len(plain) // 500):
+        said = aside(source)
+        assert any(map(str.isdigit, said))
+        assert f"{said} " in text
+        text = text.replace(f"{said} ", "", 1)
+    assert text == plain
 
 
 def test_the_filler_is_repeated() -> None:

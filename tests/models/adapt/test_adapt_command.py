@@ -84,6 +84,14 @@ def test_it_is_tried_on_sequences_of_another_seed(tiny_model: Path, tmp_path: Pa
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+def test_asides_are_part_of_what_is_read(tiny_model: Path, tmp_path: Path) -> None:
+    plain, with_asides = tmp_path / "plain.safetensors", tmp_path / "asides.safetensors"
+    for out, options in ((plain, ()), (with_asides, ("--asides", "60"))):
+        done = adapt(tiny_model, out, "infini", "--objectives", "text=1", *options)
+        assert done.returncode == 0, done.stderr
+    assert curve(plain)[0]["loss"] != curve(with_asides)[0]["loss"]
+
+
 def test_what_is_computed_again_teaches_the_same(tiny_model: Path, tmp_path: Path) -> None:
     kept, again = tmp_path / "kept.safetensors", tmp_path / "again.safetensors"
     for out, options in ((kept, ()), (again, ("--recompute",))):
@@ -120,6 +128,7 @@ def test_a_training_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tiny_mo
         ("infini", ("--begin-with", "The key is"), "no tokens of its own"),
         ("feedback", ("--begin-with", "The key is", "--start", "{missing}"), "exclude each other"),
         ("infini", ("--ahead", "-1"), "ahead"),
+        ("infini", ("--asides", "-1"), "--asides must be"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_line(

@@ -91,6 +91,19 @@ def test_a_convolution_is_a_matrix_for_each_place_and_head() -> None:
     torch.testing.assert_close(far.values[0], values.unflatten(1, (2, 4)).mean(2), rtol=0, atol=1e-14)
 
 
+def test_in_turns_each_head_begins_with_one_token_of_the_group_and_every_token_has_a_head() -> None:
+    compressive = memory(compression="conv", kernels="turns", rate=2, entries=4)
+    keys, values = text(8)
+    state = fold_all(compressive, keys, values)
+    compressive.fold(1, state, evicted(keys[None], values[None], 0, sinks=0))
+    for layer, kept in enumerate(([1, 0], [0, 1])):  # by head
+        far = compressive.read(layer, state, asked_after(8))
+        assert isinstance(far, Far)
+        for head, place in enumerate(kept):
+            assert torch.equal(far.keys[0, head], keys[head, place::2])
+            assert torch.equal(far.values[0, head], values[head, place::2])
+
+
 def test_the_oldest_entries_make_room() -> None:
     compressive = memory(entries=5)
     keys, values = text(40)
@@ -270,6 +283,8 @@ def test_the_same_bytes_reach_almost_c_times_further(checkpoint: Checkpoint) -> 
         ({"rate": 0}, "rate"),
         ({"entries": 1}, "room for one compressed segment"),
         ({"compression": "median"}, "mean, max or conv"),
+        ({"compression": "conv", "kernels": "odd"}, "mean or turns"),
+        ({"compression": "max", "kernels": "turns"}, "belong to the compression"),
         ({"window": 12}, "window"),
     ],
 )
