@@ -80,7 +80,7 @@ def main() -> None:
         type=int,
         default=0,
         metavar="CHARACTERS",
-        help="about how often the text has a date, an age or a sum that nobody asks for, so that not every number is remembered; 0: never",
+        help="from one date, age or sum in the text that nobody asks for to the next: not every number is worth it; 0: none",
     )
     parser.add_argument(
         "--imitate", type=float, default=1.0, help="weight of the divergence from the base model (text)"
