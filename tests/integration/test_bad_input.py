@@ -6,16 +6,19 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import IO, Any
+from typing import Any
 
 import httpx2
 import pytest
 from palimpsest import Client
 from palimpsest.session import SessionHandle
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import Event
 from websockets.sync.client import connect
+from websockets.uri import parse_uri
 
 from bench.server_process import ServerProcess, wait_until
 from tests.integration.continuing import assert_alike
@@ -250,30 +253,30 @@ def test_a_frame_that_is_too_large_closes_the_socket(server: ServerProcess, sess
 def test_a_client_amid_a_frame_that_is_too_large_can_send_all_of_it_and_reads_why(
     server: ServerProcess, session: SessionHandle
 ) -> None:
+    conversation = ClientProtocol(parse_uri(socket_url(server, session)))
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw, raw.makefile("rb") as answers:
-        raw.sendall(
-            f"GET /v1/sessions/{session.id}/stream HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\n"
-            "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: a2VsbyBrZWxvIGtlbG8gIQ==\r\n\r\n".encode()
-        )
-        while answers.readline().strip():
-            pass
-        frame = bytes((0x81, 0xFF, *(2 * MEGABYTE).to_bytes(8), 0, 0, 0, 0))
-        raw.sendall(frame)
-        received = _frame(answers)
-        while received[0] != 0x88:  # until it closes
-            received = _frame(answers)
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        conversation.send_request(conversation.connect())
+        raw.sendall(b"".join(conversation.data_to_send()))
+        _hear(raw, conversation, lambda events: len(events) > 1)  # that it is open, and that the session is ready
+        raw.sendall(bytes((0x81, 0xFF, *(2 * MEGABYTE).to_bytes(8), 0, 0, 0, 0)))
+        _hear(raw, conversation, lambda _: conversation.close_rcvd is not None)
         for _ in range(32):
             raw.sendall(b"a" * (MEGABYTE // 16))
-        assert answers.read() == b""
-    assert int.from_bytes(received[2:4]) == 1009
+        assert raw.recv(1) == b""
+    assert conversation.close_rcvd is not None
+    assert conversation.close_rcvd.code == 1009
     assert session.refresh().position == 0
 
 
-def _frame(stream: IO[bytes]) -> bytes:
-    """The next short frame that a server sent."""
-    head = stream.read(2)
-    return head + stream.read(head[1])
+def _hear(raw: socket.socket, conversation: ClientProtocol, enough: Callable[[list[Event]], bool]) -> None:
+    """Receive from a server until it has said enough."""
+    events: list[Event] = []
+    while not enough(events):
+        received = raw.recv(MEGABYTE)
+        assert received, f"the server hung up after {events}"
+        conversation.receive_data(received)
+        events += conversation.events_received()
 
 
 def test_clients_that_never_read_are_given_up(
