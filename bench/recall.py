@@ -80,7 +80,7 @@ class Recall(Evaluation):
 
 def offer_reader(model: str, offer: str, weights: str = BFLOAT16) -> Reader:
     """A memory by name, or as `serve --offer` takes it: {"memory": …, "options": {…}, "adapter": "FILE"}; its weights may be
-    rounded to int8 or int4."""
+    rounded to int8 or int4. With a "name" beside these its results have that one."""
     chosen: dict[str, Any] = json.loads(offer) if offer.startswith("{") else {"memory": offer}
     adapter = Path(chosen["adapter"]) if "adapter" in chosen else None
     [loaded] = load_offers(
@@ -88,7 +88,7 @@ def offer_reader(model: str, offer: str, weights: str = BFLOAT16) -> Reader:
         dtype=torch.bfloat16,
         quantize=None if weights == BFLOAT16 else cast(Precision, weights),
     ).values()
-    return memory_reader(chosen["memory"], loaded)
+    return Reader(chosen["name"], loaded) if "name" in chosen else memory_reader(chosen["memory"], loaded)
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,11 @@ CONTINUOUS = _offered("continuous", window=128, segment=128)
 COMPRESSIVE = _offered("compressive", entries=16_384, window=128, segment=128)
 FEEDBACK = _offered("feedback", window=64, segment=64)
 """These three as they were taught, in small windows."""
+UNROUNDED = json.dumps({"memory": "slots", "options": {"slot_dtype": "bf16"}, "name": "slots in bf16"})
+"""What slots lose by being rounded to eight bits is measured beside these."""
 LEARNED = ("infini", ROOMY, CONTINUOUS, COMPRESSIVE, FEEDBACK)
 """Those that have an adapter in the package."""
-READING = ("window", *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK)), "slots", *LEARNED)
+READING = ("window", *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK)), "slots", UNROUNDED, *LEARNED)
 """Whose likelihood is measured."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),
@@ -132,10 +134,13 @@ QUICK = (
 )
 """What ten minutes on two cores are enough for."""
 WHOLE = (
-    *(Figures("slots", "facts", length, 5 * FACTS) for length in (4_096, 8_192, 32_768)),
+    *(
+        Figures(offer, "facts", length, 5 * FACTS)
+        for offer in ("slots", UNROUNDED)
+        for length in (4_096, 8_192, 32_768)
+    ),
     *(Figures(offer, "nll", 8_192, 1) for offer in READING),
-    Figures("slots", "multikey", 16_384, 20),
-    Figures("slots", "rewrite", 16_384, 20),
+    *(Figures(offer, task, 16_384, 20) for offer in ("slots", UNROUNDED) for task in ("multikey", "rewrite")),
     Figures("window", "passkey", 4_096, 5),
     Figures("window", "needle", 4_096, 5),
     *(Figures(offer, "passkey", 32_768, 10) for offer in ("slots", *LEARNED)),

@@ -54,6 +54,12 @@ def test_the_window_of_a_memory_is_measured_alone(tiny_model: Path, tmp_path: Pa
     assert rows == [("window 64", "nll", "", 51), ("infini delta", "nll", "", 51)]
 
 
+def test_an_offer_with_a_name_is_measured_under_it(tiny_model: Path, tmp_path: Path) -> None:
+    named = json.dumps({"memory": "infini", "options": {"rule": "linear"}, "name": "infini as in the paper"})
+    rows = measured(tiny_model, tmp_path / "recall.json", (Figures(named, "nll", 2_100, 1),), missing=False)
+    assert rows == [("infini as in the paper", "nll", "", 51)]
+
+
 def test_what_the_book_is_too_short_for_is_left_out_and_said(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
