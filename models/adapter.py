@@ -28,7 +28,7 @@ from models.transformer import Decoder
 FORMAT = "palimpsest-adapter-1"
 _LOCAL = {"window", "segment", "sinks", "slots", "slot_dtype", "ridge", "reach", "ends"}
 """Settings that an adapter does not prescribe: they may be chosen anew when it is served."""
-CAPACITY = {"entries", "top_k"}
+CAPACITY = {"entries", "top_k", "sharpen_beyond"}
 """Settings that are as the adapter was taught unless something else is asked for: nothing learned depends on them."""
 
 

@@ -138,14 +138,13 @@ class Far:
 
     @property
     def plain(self) -> bool:
-        """Whether these are keys and values as they are, all of them visible."""
+        """Whether these are keys and values as they are, all of them visible, whatever the age."""
         others = (
             self.visible,
             self.key_scale,
             self.value_scale,
             self.key_grid,
             self.value_grid,
-            self.offset,
             self.slope,
         )
         return all(other is None for other in others)

@@ -145,8 +145,14 @@ def _attend_in_one_pass(
     """
     size, count = query.shape[-1], far.keys.shape[2]
     asking = torch.cat((query, far_query), dim=-1).flatten(2, 3)
-    all_keys = torch.cat((F.pad(keys, (0, size)), F.pad(far.keys, (size, 0))), dim=2)
-    all_values = F.pad(torch.cat((values, far.values), dim=2), (0, size))  # the kernel wants as many dimensions
+    far_keys = F.pad(far.keys, (size, 0))
+    if far.offset is not None:  # what queries say in two dimensions more, of which far keys have the first
+        offset = F.pad(far.offset.flatten(2, 3)[..., None] * math.sqrt(size), (0, 1))
+        asking = torch.cat((asking, offset.to(asking.dtype)), dim=-1)
+        far_keys = F.pad(F.pad(far_keys, (0, 1), value=1.0), (0, 1))
+    more = asking.shape[-1] - size
+    all_keys = torch.cat((F.pad(keys, (0, more)), far_keys), dim=2)
+    all_values = F.pad(torch.cat((values, far.values), dim=2), (0, more))  # the kernel wants as many dimensions
     seen = F.pad(bias, (0, count))
     found = F.scaled_dot_product_attention(asking, all_keys, all_values, attn_mask=seen, scale=size**-0.5)
     return found[..., :size].view(query.shape)

@@ -6,7 +6,8 @@ kernel and stride c makes of them. The n_cm newest are seen in the same softmax 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
@@ -30,6 +31,11 @@ class CompressiveConfig(LayeredConfig):
     to head and layer to layer, which is ours. An entry that is a mean cannot say in which order its tokens stood, and no head
     that copies from it can do so right; of each token some heads keep it as it was.
 
+    `sharpen_beyond` is the number of entries m from which on, with n of them, the memory's scores are multiplied by log n / log m,
+    and log(n / m) is taken from them; 0: never. A softmax over more entries than were taught gives too much to the many that are
+    merely similar, and too little to the ring. The factor is that of Scalable-Softmax (arXiv 2501.19399; there for all of
+    attention, and learned); what is taken off, which is ours, lets n entries that say nothing weigh what m of them do.
+
     `task_gradient` lets the task's own loss reach the convolution through the entries, and the network below them. In the
     paper it does not: the convolution learns from the attention-reconstruction loss alone.
     """
@@ -38,6 +44,7 @@ class CompressiveConfig(LayeredConfig):
     entries: int = 512
     compression: Literal["mean", "max", "conv"] = "mean"
     kernels: Literal["mean", "turns"] = "mean"
+    sharpen_beyond: int = 0
     task_gradient: bool = True
 
     def __post_init__(self) -> None:
@@ -54,6 +61,12 @@ class CompressiveConfig(LayeredConfig):
             raise ConfigError(f"kernels must be mean or turns, not {self.kernels!r}")
         if self.kernels != "mean" and self.compression != "conv":
             raise ConfigError(f'kernels belong to the compression "conv", not to {self.compression!r}: set that, too')
+        if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
+            raise ConfigError(f"sharpen_beyond must be 0 (never) or at least 2 entries, not {self.sharpen_beyond}")
+
+    def crowd(self, entries: int) -> float:
+        """log(n / m) of so many entries n and the m of `sharpen_beyond`; 0 where they are no more."""
+        return math.log(entries / self.sharpen_beyond) if 0 < self.sharpen_beyond < entries else 0.0
 
     @property
     def reach(self) -> int:
@@ -112,7 +125,14 @@ class Compressive(Memory):
             seen = places < torch.tensor(filled, device=state.device)[:, None]  # (B, C)
             visible = seen[:, None].expand(-1, self._heads, -1)
         keys, values = self._queue.read(self._layers[layer], state, max(filled))
-        return Far(heads=list(range(self._heads)), keys=keys, values=values, visible=visible)
+        far = Far(heads=list(range(self._heads)), keys=keys, values=values, visible=visible)
+        crowds = [self.config.crowd(count) for count in filled]
+        if not any(crowds):
+            return far
+        crowd = asked.far.new_tensor(crowds, dtype=wide(asked.far.dtype))[:, None, None, None]  # (B, 1, 1, 1)
+        sharper = 1 + crowd / math.log(self.config.sharpen_beyond)
+        query = (asked.far * sharper[..., None]).to(asked.far.dtype)
+        return replace(far, query=query, offset=-crowd.expand(asked.far.shape[:-1]))
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Compress the segment; its groups take the places of the oldest."""

@@ -66,6 +66,7 @@ ROWS: Mapping[str, Row] = {
     "compressive, conv without the task": Row(
         CompressiveConfig(32, 16, 16, rate=2, compression="conv", entries=33, task_gradient=False), CompressiveReference
     ),
+    "compressive, sharpened": Row(CompressiveConfig(32, 16, 4, entries=40, sharpen_beyond=3), CompressiveReference),
     "memorizing, softmax": Row(MemorizingConfig(32, 16, 4, entries=70, top_k=12), MemorizingReference),
     "memorizing, learned": Row(
         MemorizingConfig(32, 16, 3, layers=(1, 2), entries=66, top_k=7, gate="learned"), MemorizingReference

@@ -17,8 +17,9 @@ def drawn(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double().requires_grad_(True)
 
 
+@pytest.mark.parametrize("offset", [None, drawn(*SHAPE[:-1], seed=7)])
 def test_long_queries_have_the_answers_and_gradients_of_a_softmax_that_is_laid_out(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, offset: Tensor | None
 ) -> None:
     heads, size = SHAPE[:2], SHAPE[-1]
     query, asking = drawn(*SHAPE, seed=0), drawn(*SHAPE, seed=1)
@@ -37,8 +38,9 @@ def test_long_queries_have_the_answers_and_gradients_of_a_softmax_that_is_laid_o
     monkeypatch.setattr(attention, "_attend_in_one_pass", counted)
 
     def run() -> tuple[Tensor, ...]:
-        out = attend_jointly(query, *near, bias, asking, Far([0, 1, 2], *far))
-        return out, *torch.autograd.grad((out * weigh).sum(), (query, asking, *near, *far))
+        out = attend_jointly(query, *near, bias, asking, Far([0, 1, 2], *far, offset=offset))
+        learned = (query, asking, *near, *far) if offset is None else (query, asking, *near, *far, offset)
+        return out, *torch.autograd.grad((out * weigh).sum(), learned)
 
     fused = run()
     assert taken
@@ -53,4 +55,5 @@ def test_keys_that_are_codes_or_hidden_are_laid_out() -> None:
     keys = torch.zeros(1, 2, 3, 4)
     assert Far([0, 1], keys, keys).plain
     assert not Far([0, 1], keys, keys, visible=torch.ones(1, 2, 3, dtype=torch.bool)).plain
+    assert Far([0, 1], keys, keys, offset=torch.ones(1, 2, 1, 1)).plain
     assert not Far([0, 1], keys, keys, key_scale=torch.ones(1, 2, 3)).plain

@@ -141,6 +141,26 @@ def test_rows_see_what_they_have_themselves() -> None:
     assert far.visible[:, 1].tolist() == [[False] * 5, [True] * 2 + [False] * 3, [True] * 5]
 
 
+def test_beyond_the_entries_that_were_taught_scores_are_sharper_and_weigh_together_as_before() -> None:
+    compressive = memory(entries=32, sharpen_beyond=4)
+    asked = asked_after(8, 16, 64)  # 2, 4 and 16 entries
+    asked = replace(asked, plain=torch.ones_like(asked.plain))
+    far = compressive.read(0, MemoryState.empty(compressive.spec(), 3), asked)
+    assert isinstance(far, Far)
+    assert far.query is not None
+    assert far.offset is not None
+    torch.testing.assert_close(
+        far.query / asked.far, torch.tensor([1.0, 1.0, 2.0])[:, None, None, None, None].expand_as(asked.far)
+    )
+    weighed = far.offset.exp() * torch.tensor([2.0, 4.0, 16.0])[:, None, None, None]
+    torch.testing.assert_close(weighed, torch.tensor([2.0, 4.0, 4.0])[:, None, None, None].expand_as(weighed))
+
+
+def test_as_many_entries_as_were_taught_are_asked_as_ever() -> None:
+    compressive = memory(entries=32, sharpen_beyond=4)
+    assert seen(compressive, MemoryState.empty(compressive.spec(), 1), 16).query is None
+
+
 def test_layers_without_the_memory_keep_and_see_nothing() -> None:
     compressive = memory(layers=(1,))
     keys, values = text(16)
@@ -285,6 +305,7 @@ def test_the_same_bytes_reach_almost_c_times_further(checkpoint: Checkpoint) -> 
         ({"compression": "median"}, "mean, max or conv"),
         ({"compression": "conv", "kernels": "odd"}, "mean or turns"),
         ({"compression": "max", "kernels": "turns"}, "belong to the compression"),
+        ({"sharpen_beyond": 1}, "at least 2 entries"),
         ({"window": 12}, "window"),
     ],
 )

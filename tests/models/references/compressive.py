@@ -7,6 +7,7 @@ reach the convolution unless `task_gradient` is off, where the paper's never do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -32,7 +33,10 @@ class CompressiveReference(Reference):
         entries = self.compressed.get(layer, [])[-self.memory.entries :]
         if entries:
             keys = torch.stack([key[head] for key, _ in entries])
-            scores = torch.cat((scores, keys @ far / len(query) ** 0.5))
+            far_scores, beyond = keys @ far / len(query) ** 0.5, self.memory.sharpen_beyond
+            if 0 < beyond < len(entries):
+                far_scores = far_scores * math.log(len(entries)) / math.log(beyond) - math.log(len(entries) / beyond)
+            scores = torch.cat((scores, far_scores))
             values = torch.cat((values, torch.stack([value[head] for _, value in entries])))
         return scores.softmax(0) @ values
 
