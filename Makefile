@@ -6,6 +6,7 @@
 #   make demo    a session that survives being killed, in a few minutes
 #   make bench-recall   what sessions remember                (ARGS="--book PATH …", QUICK=1 for a first look)
 #   make bench-presses   slots beside the presses of kvpress, on the same facts in as many bytes (ARGS="--book PATH …")
+#   make bench-fading   how long a number is kept in a novel (ARGS="--book PATH …")
 #   make bench-memory   every memory side by side         (ARGS="--book PATH …")
 #   make bench-engine   the engine beside llama.cpp and transformers, and what the server adds
 #   make bench-learn    small models learn to use every memory
@@ -17,7 +18,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: serve test check demo bench-recall bench-presses bench-memory bench-engine bench-learn bench-load bench-park faults model redis clean
+.PHONY: serve test check demo bench-recall bench-presses bench-fading bench-memory bench-engine bench-learn bench-load bench-park faults model redis clean
 .DEFAULT_GOAL := serve
 
 serve: .venv/.server model
@@ -41,6 +42,9 @@ bench-recall: .venv/.server model
 
 bench-presses: .venv/.presses model
 	.venv/presses/bin/python -m bench.presses $(ARGS)
+
+bench-fading: .venv/.server model
+	$(BIN)/python -m bench.fading $(ARGS)
 
 bench-memory: .venv/.bench model
 	$(BIN)/python -m bench.memory $(ARGS)

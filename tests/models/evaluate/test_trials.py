@@ -66,6 +66,19 @@ class Ignorant(Scholar):
         return self.model.tokenizer.encode(" 5550123", start=False)[:count]
 
 
+class Forgetful(Scholar):
+    """Knows everything for so many tokens, and then nothing."""
+
+    def __init__(self, model: LoadedModel, room: int) -> None:
+        super().__init__(model)
+        self._room = room
+
+    def answer(self, state: MemoryState, question: Sequence[int], count: int) -> list[int]:
+        assert isinstance(state, Notes)
+        known = super().answer(state, question, count)
+        return known if len(state.read_so_far) <= self._room else []
+
+
 @pytest.fixture(scope="module")
 def book() -> str:
     return prose(random.Random(1), 40_000)
@@ -95,6 +108,22 @@ def test_a_passkey_is_hidden_at_its_depth(infini: LoadedModel, depth: float) -> 
     for text in scholar.texts:
         before, _, after = text.partition("The pass key is")
         assert len(before) / len(before + after) == pytest.approx(depth, abs=0.15)
+
+
+def test_a_passkey_in_the_book_is_asked_for_after_ever_more_of_it(infini: LoadedModel, book: str) -> None:
+    forgetful, trials = Forgetful(infini, 1_300), Trials(infini.tokenizer, book)
+    assert trials.fading(forgetful, [1_200, 1_000, 1_500], 2) == [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    first, second = forgetful.texts[:3], forgetful.texts[3:]
+    for shorter, longer in (*itertools.pairwise(first), *itertools.pairwise(second)):
+        assert longer.startswith(shorter)
+        assert len(longer) > len(shorter)
+    assert first[0].count("The pass key is") == 1
+    assert first[0] != second[0]
+
+
+def test_a_book_that_is_shorter_than_what_is_to_be_read_of_it_is_refused(infini: LoadedModel) -> None:
+    with pytest.raises(ModelsError, match="name a longer one"):
+        Trials(infini.tokenizer, "A book.").fading(Scholar(infini), [1_000], 1)
 
 
 def test_four_numbers_of_one_person_are_spread_over_the_text_and_none_is_in_its_tail(
