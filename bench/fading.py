@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from bench.recall import LEARNED, offer_reader
-from models.evaluate.evaluation import mean
+from bench.recall import LEARNED, Recall, offer_reader
+from models.errors import ModelsError
 from models.evaluate.reading import Reader
 from models.evaluate.results import Results
 from models.evaluate.trials import Trials
 from models.probes import prose
+from models.tokenizer import Tokenizer
+from models.weights.checkpoint import load_checkpoint
 from models.weights.hub import DEFAULT_MODEL
 
 RESULTS = Path(__file__).parent / "results" / "fading.json"
@@ -24,11 +28,10 @@ LENGTHS = (1_024, 2_048, 4_096, 8_192, 16_384)
 console = Console(stderr=True)
 
 
-def measure(reader: Reader, book: str, lengths: list[int], trials: int, results: Results) -> None:
+def measure(recall: Recall, reader: Reader, lengths: Sequence[int], trials: int) -> None:
     """A row for each length."""
-    found = Trials(reader.model.tokenizer, book).fading(reader, lengths, trials)
-    for length, right in zip(lengths, found, strict=True):
-        results.add(mean(reader, "passkey", length, right, "in a book"))
+    for length, right in recall.trials.fading(reader, lengths, trials).items():
+        recall.note(reader, "passkey", length, right, "in a book")
 
 
 def main() -> None:
@@ -45,10 +48,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     book = options.book.read_text(encoding="utf-8") if options.book else prose(random.Random(0), 400_000)
-    results = Results(options.out, console.print)
-    for offer in options.offer:
-        reader = offer_reader(options.model, offer, options.weights)
-        measure(reader, book, sorted(options.lengths), options.trials, results)
+    checkpoint = load_checkpoint(options.model, dtype=torch.bfloat16)
+    recall = Recall(Trials(Tokenizer.of(checkpoint.tokenizer), book), Results(options.out, console.print))
+    try:
+        for offer in options.offer:
+            reader = offer_reader(options.model, offer, options.weights)
+            recall.weights[reader.name] = options.weights
+            measure(recall, reader, options.lengths, options.trials)
+    except ModelsError as error:
+        parser.error(str(error))
     print(f"wrote {options.out}")
 
 

@@ -138,7 +138,7 @@ class Far:
 
     @property
     def plain(self) -> bool:
-        """Whether these are keys and values as they are, all of them visible, whatever the age."""
+        """Whether these are keys and values as they are, all of them visible and none preferred for its age."""
         others = (
             self.visible,
             self.key_scale,

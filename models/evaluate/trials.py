@@ -66,22 +66,22 @@ class Trials:
         planted = [Trial(passkey(source), borders[round(one * last)]) for one in depths]
         return self._find(reader, "passkey", hay, planted)
 
-    def fading(self, reader: Reader, lengths: Sequence[int], trials: int) -> list[list[float]]:
+    def fading(self, reader: Reader, lengths: Sequence[int], trials: int) -> dict[int, list[float]]:
         """A passkey behind the first sentence of a part of the book, asked for after ever more of it.
 
-        By length, shortest first, what each trial scored. Raises `ModelsError` where the book is shorter than the longest.
+        What each trial scored, by length, shortest first. Raises `ModelsError` where the book is shorter than the longest.
         """
         source, longest = self._source(4000), max(lengths)
         if len(self.book) < longest:
             raise ModelsError(f"the book has {len(self.book):,} tokens, and {longest:,} are wanted; name a longer one")
-        asked: list[list[float]] = [[] for _ in lengths]
+        asked: dict[int, list[float]] = {length: [] for length in sorted(lengths)}
         for _ in range(trials):
             begin = source.randrange(len(self.book) - longest + 1)
             hay, hidden = self.book[begin : begin + longest], passkey(source)
             read = self._borders(hay)[0]
             sentence = self.tokenizer.encode(_AROUND["passkey"].format(hidden.sentence), start=False)
             state = reader.read(reader.empty(), [*hay[:read], *sentence])
-            for length, right in zip(sorted(lengths), asked, strict=True):
+            for length, right in asked.items():
                 state = reader.read(state, hay[read:length])
                 read = max(read, length)
                 right.append(self._ask("passkey", reader, state, hidden))

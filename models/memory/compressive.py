@@ -64,7 +64,7 @@ class CompressiveConfig(LayeredConfig):
         if self.sharpen_beyond < 0 or self.sharpen_beyond == 1:
             raise ConfigError(f"sharpen_beyond must be 0 (never) or at least 2 entries, not {self.sharpen_beyond}")
 
-    def crowd(self, entries: int) -> float:
+    def log_excess(self, entries: int) -> float:
         """log(n / m) of so many entries n and the m of `sharpen_beyond`; 0 where they are no more."""
         return math.log(entries / self.sharpen_beyond) if 0 < self.sharpen_beyond < entries else 0.0
 
@@ -126,13 +126,13 @@ class Compressive(Memory):
             visible = seen[:, None].expand(-1, self._heads, -1)
         keys, values = self._queue.read(self._layers[layer], state, max(filled))
         far = Far(heads=list(range(self._heads)), keys=keys, values=values, visible=visible)
-        crowds = [self.config.crowd(count) for count in filled]
-        if not any(crowds):
+        excesses = [self.config.log_excess(count) for count in filled]
+        if not any(excesses):
             return far
-        crowd = asked.far.new_tensor(crowds, dtype=wide(asked.far.dtype))[:, None, None, None]  # (B, 1, 1, 1)
-        sharper = 1 + crowd / math.log(self.config.sharpen_beyond)
+        excess = asked.far.new_tensor(excesses, dtype=wide(asked.far.dtype))[:, None, None, None]  # (B, 1, 1, 1)
+        sharper = 1 + excess / math.log(self.config.sharpen_beyond)
         query = (asked.far * sharper[..., None]).to(asked.far.dtype)
-        return replace(far, query=query, offset=-crowd.expand(asked.far.shape[:-1]))
+        return replace(far, query=query, offset=-excess.expand(asked.far.shape[:-1]))
 
     def fold(self, layer: int, state: MemoryState, evicted: Evicted) -> None:
         """Compress the segment; its groups take the places of the oldest."""

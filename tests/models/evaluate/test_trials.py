@@ -112,7 +112,8 @@ def test_a_passkey_is_hidden_at_its_depth(infini: LoadedModel, depth: float) -> 
 
 def test_a_passkey_in_the_book_is_asked_for_after_ever_more_of_it(infini: LoadedModel, book: str) -> None:
     forgetful, trials = Forgetful(infini, 1_300), Trials(infini.tokenizer, book)
-    assert trials.fading(forgetful, [1_200, 1_000, 1_500], 2) == [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    found = trials.fading(forgetful, [1_200, 1_000, 1_500], 2)
+    assert found == {1_000: [1.0, 1.0], 1_200: [1.0, 1.0], 1_500: [0.0, 0.0]}
     first, second = forgetful.texts[:3], forgetful.texts[3:]
     for shorter, longer in (*itertools.pairwise(first), *itertools.pairwise(second)):
         assert longer.startswith(shorter)
