@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models import probes
+from models.config import MemoryConfig
 from models.evaluate.evaluation import DEPTHS, Evaluation, mean
 from models.evaluate.reading import ROOM, Reader, full_attention_reader, memory_reader, window_reader
 from models.evaluate.results import Result, Results
@@ -106,8 +107,8 @@ FACTS = len(probes.FACTS)
 LIKE = "window like "
 
 
-def _offered(memory: str, **options: int) -> str:
-    return json.dumps({"memory": memory, "options": options})
+def _offered(memory: str, name: str | None = None, **options: int) -> str:
+    return json.dumps({"memory": memory, "options": options} | ({} if name is None else {"name": name}))
 
 
 ROOMY = _offered("memorizing", entries=32_768)
@@ -115,12 +116,21 @@ ROOMY = _offered("memorizing", entries=32_768)
 CONTINUOUS = _offered("continuous", window=128, segment=128)
 COMPRESSIVE = _offered("compressive", entries=16_384, window=128, segment=128)
 FEEDBACK = _offered("feedback", window=64, segment=64)
-"""These three as they were taught, in small windows."""
+"""These three in the small windows in which they were taught passkeys: what is not in the window, the memory has to know."""
+WIDE = tuple(
+    _offered(memory, f"{memory} in {MemoryConfig.window}", **options)
+    for memory, options in (("continuous", {}), ("compressive", {"entries": 16_384}), ("feedback", {}))
+)
+"""The same in the window that is served unless another is asked for: text must not be the worse for it there either."""
 UNROUNDED = json.dumps({"memory": "slots", "options": {"slot_dtype": "bf16"}, "name": "slots in bf16"})
 """What slots lose by being rounded to eight bits is measured beside these."""
 LEARNED = ("infini", ROOMY, CONTINUOUS, COMPRESSIVE, FEEDBACK)
 """Those that have an adapter in the package."""
-READING = ("window", *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK)), "slots", UNROUNDED, *LEARNED)
+READING = (
+    "window",
+    *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK, WIDE[0], WIDE[2])),
+    *("slots", UNROUNDED, *LEARNED, *WIDE),
+)
 """Whose likelihood is measured."""
 QUICK = (
     Figures("slots", "passkey", 32_768, 1),

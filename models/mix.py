@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adapter import CAPACITY, stages_of
+from models.adapter import CAPACITY, prescribed, stages_of
 from models.errors import ConfigError, ModelsError
 
 _SLOPED = ("memory.look.offset", "memory.look.steepness")
@@ -61,11 +61,12 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     save_file(mixed, out, metadata={**metadata, "made": json.dumps(made)})
 
 
-def _kind(metadata: Mapping[str, str]) -> tuple[str | None, str | None, dict[str, Any]]:
-    """What adapters have in common of which a mean can be made: all but what nothing learned depends on."""
-    settings = json.loads(metadata.get("config", "{}"))
+def _kind(metadata: Mapping[str, str]) -> tuple[str, str | None, dict[str, Any]]:
+    """What adapters have in common of which a mean can be made: all but what may be chosen anew when they are served."""
+    mechanism = metadata.get("mechanism", "")
+    settings = prescribed(json.loads(metadata.get("config", "{}")), mechanism)
     learned = {name: value for name, value in settings.items() if name not in CAPACITY}
-    return metadata.get("mechanism"), metadata.get("model"), learned
+    return mechanism, metadata.get("model"), learned
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -89,9 +89,10 @@ def memory_reader(memory: str, model: LoadedModel) -> Reader:
 
 
 def window_reader(checkpoint: Checkpoint, like: MemoryConfig | None = None, weights: Weights | None = None) -> Reader:
-    """Only the window: its own default, or one as wide as that of another memory."""
+    """Only the window: its own default, or one as wide as that of another memory, which tokens leave in segments as large as
+    there: a query sees up to a segment more than the window."""
     options = {} if like is None else {"window": like.window, "segment": like.segment}
-    name = "window" if like is None else f"window {like.window}"
+    name = "window" if like is None else f"window {like.window} by {like.segment}"
     return Reader(name, assemble(checkpoint, memory_config(checkpoint, "window", options), "window", weights=weights))
 
 

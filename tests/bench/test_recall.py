@@ -51,7 +51,7 @@ def test_the_window_of_a_memory_is_measured_alone(tiny_model: Path, tmp_path: Pa
     narrow = json.dumps({"memory": "infini", "options": {"window": 64, "segment": 32}})
     wanted = (Figures(f"{LIKE}{narrow}", "nll", 2_100, 1), Figures(narrow, "nll", 2_100, 1))
     rows = measured(tiny_model, tmp_path / "recall.json", wanted, missing=False)
-    assert rows == [("window 64", "nll", "", 51), ("infini delta", "nll", "", 51)]
+    assert rows == [("window 64 by 32", "nll", "", 51), ("infini delta", "nll", "", 51)]
 
 
 def test_an_offer_with_a_name_is_measured_under_it(tiny_model: Path, tmp_path: Path) -> None:

@@ -51,11 +51,13 @@ def test_a_mean_is_weighed_and_says_how_it_was_made(
     assert loaded.decoder.memory.state_dict()["look.gain"].unique().item() == 4
 
 
-def test_room_is_that_of_the_first(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_taught_in_another_window_fits_and_room_is_that_of_the_first(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fingerprint = load_checkpoint(str(tiny_model)).fingerprint
     paths = []
-    for entries in (64, 32):
-        options = {"window": 32, "segment": 16, "compression": "conv", "rate": 2, "entries": entries}
+    for entries, window in ((64, 32), (32, 128)):
+        options = {"window": window, "segment": 16, "compression": "conv", "rate": 2, "entries": entries}
         [loaded] = load_offers([Offer(str(tiny_model), "compressive", options)]).values()
         paths.append(tmp_path / f"{entries}.safetensors")
         save_adapter(paths[-1], loaded.decoder, "compressive", fingerprint)

@@ -36,7 +36,7 @@ def test_without_its_memory_it_is_the_window_of_the_same_weights(own: Reader, te
 
 def test_the_window_is_that_of_the_base_model_and_as_wide(checkpoint: Checkpoint, own: Reader, text: list[int]) -> None:
     window = window_reader(checkpoint, own.model.decoder.memory.config, weights_of(checkpoint))
-    assert window.name == "window 64"
+    assert window.name == "window 64 by 64"
     assert window.state_bytes == memory_off(own).state_bytes
     plain = window_reader(checkpoint, MemoryConfig(window=64, segment=64)).losses(text)
     torch.testing.assert_close(window.losses(text), plain, rtol=0, atol=0)
@@ -90,7 +90,7 @@ def test_all_controls_stand_beside_it_and_full_attention_only_as_far_as_it_goes(
     checkpoint: Checkpoint, infini: LoadedModel
 ) -> None:
     rivals = contenders(checkpoint, infini, Plan(lengths=(1_024, 8_192, 16_384)))
-    alike = ["infini", "infini, memory off", "window 64"]
+    alike = ["infini", "infini, memory off", "window 64 by 64"]
     shuffled = "infini, shuffled"
     assert [one.name for one in rivals.answering(8_192)] == [*alike, shuffled, "full_attention"]
     assert [one.name for one in rivals.answering(16_384)] == [*alike, shuffled]

@@ -15,7 +15,13 @@ from models.evaluate.__main__ import main
 from models.evaluate.results import IN_NATS, TASKS
 
 SHORT = ("--memory", "infini", "--lengths", "1024", "--trials", "1", "--threads", "1", "--dtype", "float32")
-CONTROLS = {"infini linear", "infini linear, memory off", "infini linear, shuffled", "window 64", "full_attention"}
+CONTROLS = {
+    "infini linear",
+    "infini linear, memory off",
+    "infini linear, shuffled",
+    "window 64 by 64",
+    "full_attention",
+}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def _flat(value: object) -> bytes:
 
 
 def _packed(size: str, tokens: Sequence[int]) -> bytes:
-    """Token ids as they would lie there. Of a single one the upper half is bytes that are everywhere, and the rest comes by chance."""
+    """As they would lie there. Of a single one the upper half is bytes that are everywhere, and the rest comes by chance."""
     return b"".join(struct.pack(size, token) for token in tokens)
 
 
