@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adapter import CAPACITY, prescribed, stages_of
+from models.adapter import CAPACITY, FORMAT, prescribed, stages_of
 from models.errors import ConfigError, ModelsError
 
 _SLOPED = ("memory.look.offset", "memory.look.steepness")
@@ -61,20 +61,23 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     save_file(mixed, out, metadata={**metadata, "made": json.dumps(made)})
 
 
-def _kind(metadata: Mapping[str, str]) -> tuple[str, str | None, dict[str, Any]]:
+def _kind(metadata: Mapping[str, str]) -> tuple[str, str, dict[str, Any]]:
     """What adapters have in common of which a mean can be made: all but what may be chosen anew when they are served."""
-    mechanism = metadata.get("mechanism", "")
-    settings = prescribed(json.loads(metadata.get("config", "{}")), mechanism)
+    mechanism = metadata["mechanism"]
+    settings = prescribed(json.loads(metadata["config"]), mechanism)
     learned = {name: value for name, value in settings.items() if name not in CAPACITY}
-    return mechanism, metadata.get("model"), learned
+    return mechanism, metadata["model"], learned
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return load_file(path), dict(file.metadata() or {})
+            tensors, metadata = load_file(path), dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot read the adapter {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ConfigError(f"{path} is no adapter of the format {FORMAT}")
+    return tensors, metadata
 
 
 def main() -> None:

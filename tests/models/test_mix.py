@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.adapter import adapter_options, save_adapter, stages_of
 from models.load import Offer, load_offers
@@ -73,6 +73,7 @@ def test_what_was_taught_in_another_window_fits_and_room_is_that_of_the_first(
         (["{one}"], "FILE=WEIGHT"),
         (["{one}=0.5", "{unlike}=0.5"], "not of the same kind"),
         (["missing.safetensors=1"], "cannot read"),
+        (["{plain}=1"], "is no adapter of the format"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(
@@ -80,6 +81,8 @@ def test_what_cannot_be_mixed_is_refused(
 ) -> None:
     paths = {name: taught(tiny_model, tmp_path / f"{name}.safetensors", 1) for name in ("one", "other")}
     paths["unlike"] = taught(tiny_model, tmp_path / "unlike.safetensors", 1, listens=2)
+    paths["plain"] = tmp_path / "plain.safetensors"
+    save_file({"memory.gain": torch.ones(1)}, paths["plain"])
     out = tmp_path / "out.safetensors"
     with pytest.raises(SystemExit, match=expected):
         mixed(monkeypatch, *(text.format(**paths) for text in given), "--out", out)
