@@ -117,10 +117,9 @@ CONTINUOUS = _offered("continuous", window=128, segment=128)
 COMPRESSIVE = _offered("compressive", entries=16_384, window=128, segment=128)
 FEEDBACK = _offered("feedback", window=64, segment=64)
 """These three in the small windows in which they were taught passkeys: what is not in the window, the memory has to know."""
-WIDE = tuple(
-    _offered(memory, f"{memory} in {MemoryConfig.window}", **options)
-    for memory, options in (("continuous", {}), ("compressive", {"entries": 16_384}), ("feedback", {}))
-)
+WIDE_CONTINUOUS = _offered("continuous", f"continuous in {MemoryConfig.window}")
+WIDE_COMPRESSIVE = _offered("compressive", f"compressive in {MemoryConfig.window}", entries=16_384)
+WIDE_FEEDBACK = _offered("feedback", f"feedback in {MemoryConfig.window}")
 """The same in the window that is served unless another is asked for: text must not be the worse for it there either."""
 UNROUNDED = json.dumps({"memory": "slots", "options": {"slot_dtype": "bf16"}, "name": "slots in bf16"})
 """What slots lose by being rounded to eight bits is measured beside these."""
@@ -128,8 +127,8 @@ LEARNED = ("infini", ROOMY, CONTINUOUS, COMPRESSIVE, FEEDBACK)
 """Those that have an adapter in the package."""
 READING = (
     "window",
-    *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK, WIDE[0], WIDE[2])),
-    *("slots", UNROUNDED, *LEARNED, *WIDE),
+    *(f"{LIKE}{offer}" for offer in ("slots", CONTINUOUS, FEEDBACK, WIDE_CONTINUOUS, WIDE_FEEDBACK)),
+    *("slots", UNROUNDED, *LEARNED, WIDE_CONTINUOUS, WIDE_COMPRESSIVE, WIDE_FEEDBACK),
 )
 """Whose likelihood is measured."""
 QUICK = (

@@ -63,16 +63,12 @@ def adapter_options(path: Path, mechanism: str, model: str) -> dict[str, Any]:
         if metadata.get(name) != wanted:
             raise ConfigError(f"the adapter {path} is for the {name} {metadata.get(name)} and not for {wanted}")
     try:
-        return prescribed(json.loads(metadata["config"]), mechanism)
+        settings = json.loads(metadata["config"])
+        by_segment = find_mechanism(mechanism, MECHANISMS).config.by_segment
+        chosen_anew = _LOCAL - {"segment"} if by_segment else _LOCAL
+        return {name: _plain(value) for name, value in settings.items() if name not in chosen_anew}
     except (KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"the settings in the adapter {path} cannot be read") from error
-
-
-def prescribed(settings: Mapping[str, Any], mechanism: str) -> dict[str, Any]:
-    """Of a mechanism's settings those that cannot be chosen anew when what was learned is served."""
-    by_segment = find_mechanism(mechanism, MECHANISMS).config.by_segment
-    chosen_anew = _LOCAL - {"segment"} if by_segment else _LOCAL
-    return {name: _plain(value) for name, value in settings.items() if name not in chosen_anew}
 
 
 def stages_of(path: Path) -> list[dict[str, Any]]:

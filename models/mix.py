@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.adapter import CAPACITY, FORMAT, prescribed, stages_of
+from models.adapter import CAPACITY, adapter_options, stages_of
 from models.errors import ConfigError, ModelsError
 
 _SLOPED = ("memory.look.offset", "memory.look.steepness")
@@ -39,7 +39,7 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     for path, (others, described) in zip(paths, read, strict=True):
         shapes = {name: tensor.shape for name, tensor in others.items()}
         alike = shapes == {name: tensor.shape for name, tensor in tensors.items()}
-        if not alike or _kind(described) != _kind(metadata):
+        if not alike or _kind(path, described) != _kind(paths[0], metadata):
             raise ConfigError(f"{path} is not of the same kind as {paths[0]}")
     mixed = {
         name: sum(
@@ -61,23 +61,19 @@ def mix(paths: Sequence[Path], weights: Sequence[float], recent: float, out: Pat
     save_file(mixed, out, metadata={**metadata, "made": json.dumps(made)})
 
 
-def _kind(metadata: Mapping[str, str]) -> tuple[str, str, dict[str, Any]]:
+def _kind(path: Path, metadata: Mapping[str, str]) -> tuple[str, str, dict[str, Any]]:
     """What adapters have in common of which a mean can be made: all but what may be chosen anew when they are served."""
-    mechanism = metadata["mechanism"]
-    settings = prescribed(json.loads(metadata["config"]), mechanism)
-    learned = {name: value for name, value in settings.items() if name not in CAPACITY}
-    return mechanism, metadata["model"], learned
+    mechanism, model = metadata.get("mechanism", ""), metadata.get("model", "")
+    settings = adapter_options(path, mechanism, model)
+    return mechanism, model, {name: value for name, value in settings.items() if name not in CAPACITY}
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, metadata = load_file(path), dict(file.metadata() or {})
+            return load_file(path), dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot read the adapter {path}: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ConfigError(f"{path} is no adapter of the format {FORMAT}")
-    return tensors, metadata
 
 
 def main() -> None:
