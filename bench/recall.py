@@ -188,9 +188,10 @@ class Measuring:
                     f"{one.task} at {one.length:,} is left out: the book has {len(recall.trials.book):,} tokens"
                 )
                 continue
-            if one.task == "passkey":
-                for depth in due:
-                    recall.passkey(reader, one.length, one.trials, depth)
+            if one.task == "passkey" and due == ["spread"]:
+                recall.passkey(reader, one.length, one.trials)
+            elif one.task == "passkey":
+                recall.passkey_by_depth(reader, one.length, one.trials, due)
             elif one.task == "facts":
                 self._attend_to_all(one.trials // FACTS)
                 recall.facts(reader, one.length, one.trials // FACTS)

@@ -21,7 +21,7 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder, Weights
 from models.weights.checkpoint import Checkpoint
 
-OBJECTIVES = ("passkey", "needle", "needles", "rewrite", "fact", "copy", "text")
+OBJECTIVES = ("passkey", "book-passkey", "needle", "needles", "rewrite", "fact", "copy", "text")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def objective(name: str, tokenizer: Tokenizer, book: Sequence[int], *, imitate: 
     """A task by its name, one of `OBJECTIVES`, over an encoded book. Raises `ConfigError` for another name."""
     if name == "passkey":
         return passkey_task(tokenizer)
+    if name == "book-passkey":
+        return passkey_task(tokenizer, book=book)
     if name == "needle":
         return needle_task(tokenizer, book)
     if name == "needles":

@@ -25,14 +25,15 @@ class Evaluation:
     def __init__(self, trials: Trials, results: Results) -> None:
         self.trials, self.results = trials, results
 
-    def passkey_by_depth(self, reader: Reader, length: int, trials: int) -> None:
-        """At the start, in the middle and at the end, so many trials each."""
-        for depth in DEPTHS:
-            self.passkey(reader, length, trials, depth)
+    def passkey_by_depth(self, reader: Reader, length: int, trials: int, depths: Sequence[str] = tuple(DEPTHS)) -> None:
+        """At the start, in the middle and at the end, or at some of these, shallowest first; so many trials each."""
+        found = self.trials.passkeys(reader, length, trials, [DEPTHS[depth] for depth in depths])
+        for depth, right in zip(depths, found, strict=True):
+            self.note(reader, "passkey", length, right, depth)
 
-    def passkey(self, reader: Reader, length: int, trials: int, depth: str) -> None:
-        """At one of `DEPTHS`, or at even ones: "spread"."""
-        self.note(reader, "passkey", length, self.trials.passkey(reader, length, trials, DEPTHS.get(depth)), depth)
+    def passkey(self, reader: Reader, length: int, trials: int) -> None:
+        """At even depths."""
+        self.note(reader, "passkey", length, self.trials.passkey(reader, length, trials), "spread")
 
     def questions(self, reader: Reader, task: str, length: int, trials: int) -> None:
         """See `Trials.questions`."""

@@ -57,13 +57,25 @@ class Trials:
 
     def passkey(self, reader: Reader, length: int, trials: int, depth: float | None = None) -> list[float]:
         """Trials at even depths of a filler of `length` tokens, or all at one depth; the whole number has to be right."""
+        depths = [index / max(1, trials - 1) if depth is None else depth for index in range(trials)]
+        return self._in_filler(reader, length, zip(self._keys(length, trials), depths, strict=True))
+
+    def passkeys(self, reader: Reader, length: int, trials: int, depths: Sequence[float]) -> list[list[float]]:
+        """What the trials of `passkey` score at each of these depths, shallowest first; the filler is read once for all of them."""
+        keys = self._keys(length, trials)
+        right = self._in_filler(reader, length, ((key, depth) for depth in depths for key in keys))
+        return [right[begin : begin + trials] for begin in range(0, len(right), trials)]
+
+    def _keys(self, length: int, trials: int) -> list[Needle]:
         source = self._source(length)
+        return [passkey(source) for _ in range(trials)]
+
+    def _in_filler(self, reader: Reader, length: int, hidden: Iterable[tuple[Needle, float]]) -> list[float]:
+        """Passkeys, each with its depth in a filler of `length` tokens."""
         one, two = (len(self.tokenizer.encode(passkey_haystack(repeats))) for repeats in (1, 2))
         hay = self.tokenizer.encode(passkey_haystack(length // (two - one)))
         borders = [place for place in range(one, len(hay) + 1) if (place - one) % (two - one) == 0]
-        last = len(borders) - 1
-        depths = [index / max(1, trials - 1) if depth is None else depth for index in range(trials)]
-        planted = [Trial(passkey(source), borders[round(one * last)]) for one in depths]
+        planted = [Trial(key, borders[round(depth * (len(borders) - 1))]) for key, depth in hidden]
         return self._find(reader, "passkey", hay, planted)
 
     def fading(self, reader: Reader, lengths: Sequence[int], trials: int) -> dict[int, list[float]]:

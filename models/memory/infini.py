@@ -36,7 +36,8 @@ class InfiniConfig(LayeredConfig):
 
     A write weaker than `write_floor` does not happen at all, which a sigmoid alone never reaches: with `decay_init` 0 what is
     stored then stays as it is while nothing worth a write is read. `write_cost` is, in training, the price in nats of a segment
-    whose tokens are all written at full strength. Both are for `gated_delta` alone.
+    whose tokens are all written at full strength, and `waste_cost` that of one whose tokens are all written so although the task
+    will not ask for any of them. These are for `gated_delta` alone.
 
     With `projections` keys and queries pass through maps of the memory's own, (d, d) a head, which begin as the identity: a
     pretrained model can then learn to store by other features than those it attends by.
@@ -50,6 +51,7 @@ class InfiniConfig(LayeredConfig):
     decay_init: float = 1e-5
     write_floor: float = 0.0
     write_cost: float = 0.0
+    waste_cost: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,8 @@ class InfiniConfig(LayeredConfig):
                 f"decay_init must be 0, for a memory that does not fade, or less than 1, not {self.decay_init}"
             )
         check_writing(self.write_init, self.write_cost, self.write_floor)
+        if not 0 <= self.waste_cost < math.inf:
+            raise ConfigError(f"waste_cost must be 0 or more nats, not {self.waste_cost}")
 
 
 class Infini(Memory):
@@ -121,15 +125,15 @@ class Infini(Memory):
             if self.config.projections:
                 keys = keys @ self.key_map[index]
             counted = evicted.counted[:, None, :, None].to(self._wide)  # (B, 1, S, 1)
-            self._write(index, state, keys, evicted.values.to(self._wide), counted)
+            self._write(index, state, keys, evicted, counted)
 
     @abstractmethod
     def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
         """What the layer's matrices return for queries (B, K, n, d): values (B, K, n, d), 0 where nothing is stored."""
 
     @abstractmethod
-    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
-        """Take in keys and values (B, K, S, d), wide; what is not counted (B, 1, S, 1) must leave no trace."""
+    def _write(self, index: int, state: MemoryState, keys: Tensor, evicted: Evicted, counted: Tensor) -> None:
+        """Take in keys (B, K, S, d), wide, and the values that left; what is not counted (B, 1, S, 1) must leave no trace."""
 
 
 class SegmentInfini(Infini):
@@ -145,7 +149,8 @@ class SegmentInfini(Infini):
         memory, norm = state.read("infini_memory", index), state.read("infini_norm", index)
         return _share(features @ memory, features @ norm[..., None])
 
-    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
+    def _write(self, index: int, state: MemoryState, keys: Tensor, evicted: Evicted, counted: Tensor) -> None:
+        values = evicted.values.to(self._wide)
         memory, norm = state.read("infini_memory", index), state.read("infini_norm", index)
         features = feature(keys) * counted
         known = features @ norm[..., None]  # (B, K, S, 1)
@@ -176,13 +181,13 @@ class GatedDeltaInfini(Infini):
     def _recall(self, index: int, state: MemoryState, queries: Tensor) -> Tensor:
         return F.normalize(queries, dim=-1) @ state.read("infini_memory", index)
 
-    def _write(self, index: int, state: MemoryState, keys: Tensor, values: Tensor, counted: Tensor) -> None:
+    def _write(self, index: int, state: MemoryState, keys: Tensor, evicted: Evicted, counted: Tensor) -> None:
+        values = evicted.values.to(self._wide)
         seen = torch.cat((keys, values), dim=-1)  # (B, K, S, 2d)
         counted = counted[..., 0]
         write = (seen @ self.write_weight[index, :, :, None]).squeeze(-1) + self.write_offset[index, :, None]
         strength = above(write.sigmoid(), self.config.write_floor) * counted
-        if self.losses is not None and self.config.write_cost:
-            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        self._charge(strength, evicted.starts)
         log_decay = torch.zeros_like(write)
         if self.config.decay_init:
             decay = (seen @ self.decay_weight[index, :, :, None]).squeeze(-1) + self.decay_offset[index, :, None]
@@ -195,6 +200,16 @@ class GatedDeltaInfini(Infini):
             log_decay=log_decay,
         )
         state.write("infini_memory", memory, index)
+
+    def _charge(self, strength: Tensor, starts: Tensor) -> None:
+        """In training, what writing the tokens from positions `starts` (B,) on so strongly (B, K, S) costs."""
+        if self.losses is None:
+            return
+        if self.config.write_cost:
+            self.losses.append(self.config.write_cost / len(self._layers) * strength.mean())
+        if self.config.waste_cost and self.marked is not None:
+            wasted = strength * ~self.marked.at(starts, strength.shape[2])[:, None]
+            self.losses.append(self.config.waste_cost / len(self._layers) * wasted.mean())
 
 
 def feature(x: Tensor) -> Tensor:

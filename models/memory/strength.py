@@ -26,7 +26,11 @@ class Marked:
 
     def within(self, starts: Tensor, count: int) -> Tensor:
         """Whether anything is marked among the `count` tokens from positions `starts` (B,) on: (B,) bool."""
-        return self._of(self.places, starts, count).any(dim=1)
+        return self.at(starts, count).any(dim=1)
+
+    def at(self, starts: Tensor, count: int) -> Tensor:
+        """Which of the `count` tokens from positions `starts` (B,) on are marked: (B, count) bool."""
+        return self._of(self.places, starts, count)
 
     def answering(self, starts: Tensor, count: int, tokens: int) -> Tensor | None:
         """Which of the `count` tokens from positions `starts` (B,) on are the first, second … of `tokens` tokens of the answer:

@@ -124,14 +124,16 @@ def _counted(said: Tensor, answer: Tensor, stop: int) -> Tensor:
     return places
 
 
-def passkey_task(tokenizer: Tokenizer, depth: float | None = None) -> Retrieval:
-    """The passkey task of Mohtashami and Jaggi (arXiv 2305.16300), between repetitions of its filler."""
+def passkey_task(tokenizer: Tokenizer, depth: float | None = None, book: Sequence[int] | None = None) -> Retrieval:
+    """The passkey task of Mohtashami and Jaggi (arXiv 2305.16300), between repetitions of its filler, or in a book, where much else
+    could be worth keeping."""
 
     def draw(source: random.Random) -> Hidden:
         key = passkey(source)
         return Hidden((key.sentence,), key)
 
-    return Retrieval("passkey", tokenizer, draw, filler(tokenizer), around="\n{}\n", depth=depth)
+    name, haystack = ("passkey", filler(tokenizer)) if book is None else ("passkey in a book", stretches(book))
+    return Retrieval(name, tokenizer, draw, haystack, around="\n{}\n", depth=depth)
 
 
 def needle_task(tokenizer: Tokenizer, book: Sequence[int], keys: int = 1) -> Retrieval:

@@ -36,6 +36,7 @@ class Scholar(Reader):
     def __init__(self, model: LoadedModel, repeated: int = 1) -> None:
         super().__init__("scholar", model)
         self.texts: list[str] = []
+        self.read_tokens = 0
         self._repeated = repeated
 
     def empty(self) -> MemoryState:
@@ -44,6 +45,7 @@ class Scholar(Reader):
     def read(self, state: MemoryState, tokens: Sequence[int]) -> MemoryState:
         assert isinstance(state, Notes)
         state.read_so_far += tokens
+        self.read_tokens += len(tokens)
         return state
 
     def answer(self, state: MemoryState, question: Sequence[int], count: int) -> list[int]:
@@ -108,6 +110,15 @@ def test_a_passkey_is_hidden_at_its_depth(infini: LoadedModel, depth: float) -> 
     for text in scholar.texts:
         before, _, after = text.partition("The pass key is")
         assert len(before) / len(before + after) == pytest.approx(depth, abs=0.15)
+
+
+def test_passkeys_at_several_depths_are_those_of_each_depth_and_share_the_reading(infini: LoadedModel) -> None:
+    trials, apart, together = Trials(infini.tokenizer, "A book."), Scholar(infini), Scholar(infini)
+    for depth in (0.0, 0.5, 1.0):
+        trials.passkey(apart, LENGTH, 2, depth)
+    assert trials.passkeys(together, LENGTH, 2, [0.0, 0.5, 1.0]) == [[1.0, 1.0]] * 3
+    assert together.texts == apart.texts
+    assert together.read_tokens < apart.read_tokens - LENGTH / 3
 
 
 def test_a_passkey_in_the_book_is_asked_for_after_ever_more_of_it(infini: LoadedModel, book: str) -> None:

@@ -163,6 +163,7 @@ def test_the_state_has_the_numbers_that_the_paper_counts() -> None:
         ({"write_floor": -0.1}, "write_floor must be"),
         ({"write_cost": -1.0}, "write_cost must be"),
         ({"write_cost": math.inf}, "write_cost must be"),
+        ({"waste_cost": -1.0}, "waste_cost must be"),
         ({"window": 20}, "multiple of the segment"),
     ],
 )

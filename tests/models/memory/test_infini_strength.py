@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.memory.infini import GatedDeltaInfini
+from models.memory.strength import Marked
 from tests.models.memory.small_infini import answer, memory, started, write
 
 
@@ -58,3 +59,13 @@ def test_writing_costs_something_while_training() -> None:
     infini.losses = []
     write(infini, started(infini), [((1, 0), (0, 8)), ((0, 1), (2, 2))], layer=1)
     assert torch.stack(infini.losses).tolist() == pytest.approx([3.0 / 2 * 0.5])  # two layers
+
+
+def test_writing_what_nobody_will_ask_for_costs_something_while_training() -> None:
+    infini = memory(rule="gated_delta", write_init=0.5, decay_init=0, waste_cost=3.0)
+    infini.losses = []
+    write(infini, started(infini), [((1, 0), (0, 8)), ((0, 1), (2, 2))], layer=1)
+    assert not infini.losses  # nobody can say what will be asked for
+    infini.marked = Marked(torch.tensor([[True, False, False, False]]), torch.tensor([0]))
+    write(infini, started(infini), [((1, 0), (0, 8)), ((0, 1), (2, 2))], [((1, 0), (0, 8)), ((0, 1), (2, 2))], layer=1)
+    assert torch.stack(infini.losses).tolist() == pytest.approx([3.0 / 2 * 0.5 / 2, 3.0 / 2 * 0.5])  # two layers

@@ -68,6 +68,17 @@ def test_a_passkey_is_said_in_its_filler_and_asked_for_at_the_end(tokenizer: Tok
     assert len(set(keys)) > 1
 
 
+def test_a_passkey_is_said_in_a_book_instead(tokenizer: Tokenizer, book: list[int]) -> None:
+    task = passkey_task(tokenizer, book=book)
+    batch = draw(task)
+    for tokens, (read, answer) in zip(batch.tokens, texts(task, batch), strict=True):
+        key = answer.strip()
+        assert f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" in read
+        assert read.endswith(f"What is the pass key? The pass key is {key}")
+        assert "The grass is green." not in read
+        assert tokens[:4].tolist() in (book[place : place + 4] for place in range(len(book)))
+
+
 def test_every_target_is_the_next_token(tokenizer: Tokenizer) -> None:
     batch = draw(passkey_task(tokenizer))
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
