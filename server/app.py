@@ -21,7 +21,7 @@ from server.middleware import RequestContext
 from server.pool.base import Pool
 from server.routes import generate, health, memory, metrics, models, segments, sessions, stream, transfers
 from server.routes.dependencies import COMPONENTS
-from server.schemas import AppendBody, CreateSession, ForkSession, GenerateBody, PatchSession
+from server.schemas.requests import AppendBody, CreateSession, ForkSession, GenerateBody, PatchSession
 from server.service import Service
 from server.settings import Settings
 from server.store.base import Store

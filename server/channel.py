@@ -23,7 +23,8 @@ from server.records import (
     Work,
     client_record,
 )
-from server.schemas import GenerationBody, chat
+from server.schemas.requests import chat
+from server.schemas.responses import GenerationBody
 from server.service import Service
 
 _WAITING_RECORDS = 64

@@ -18,7 +18,7 @@ import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.errors import Internal, InvalidRequest
-from server.schemas import Metadata
+from server.schemas.requests import Metadata
 from server.signing import SIGNATURE_BYTES, Algorithm, Keyring
 from server.store.base import Turn
 from server.store.compression import compressed, decompressed

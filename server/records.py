@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from server.errors import InvalidRequest
-from server.schemas import AppendBody, EventNumber, GenerateBody, OperationId, RequestBody
+from server.schemas.requests import AppendBody, EventNumber, GenerateBody, OperationId, RequestBody
 from server.validation import validated
 
 

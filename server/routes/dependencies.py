@@ -12,7 +12,8 @@ from starlette.requests import HTTPConnection
 from server.appends import Tags
 from server.auth import tenant_of
 from server.errors import InvalidRequest
-from server.schemas import VISIBLE, ErrorBody
+from server.schemas.requests import VISIBLE
+from server.schemas.responses import ErrorBody
 from server.service import Service
 
 COMPONENTS = "#/components/schemas/{model}"

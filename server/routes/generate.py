@@ -34,7 +34,8 @@ from server.routes.dependencies import (
     one_operation_id,
     quoted,
 )
-from server.schemas import CancelledGeneration, EventNumber, GenerateBody, GenerationBody, chat
+from server.schemas.requests import EventNumber, GenerateBody, chat
+from server.schemas.responses import CancelledGeneration, GenerationBody
 from server.service import Service
 
 router = APIRouter(tags=["generations"], responses=ERRORS)

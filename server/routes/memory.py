@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.routes.dependencies import ERRORS, Served, Tenant
-from server.schemas import MemoryBody
+from server.schemas.responses import MemoryBody
 
 router = APIRouter(tags=["sessions"], responses=ERRORS)
 

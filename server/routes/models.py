@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from server.catalog import listed
 from server.errors import NotFound
 from server.routes.dependencies import ERRORS, Served, Tenant
-from server.schemas import ModelBody, ModelList
+from server.schemas.responses import ModelBody, ModelList
 
 router = APIRouter(tags=["models"], responses=ERRORS)
 

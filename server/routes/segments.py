@@ -23,7 +23,8 @@ from server.routes.dependencies import (
     one_operation_id,
     quoted,
 )
-from server.schemas import AppendBody, SegmentBody, chat
+from server.schemas.requests import AppendBody, chat
+from server.schemas.responses import SegmentBody
 
 router = APIRouter(tags=["segments"], responses=ERRORS)
 

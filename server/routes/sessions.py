@@ -18,7 +18,8 @@ from server.routes.dependencies import (
     one_operation_id,
     quoted,
 )
-from server.schemas import CreateSession, DeletedSession, ForkSession, PatchSession, SessionBody, SessionList
+from server.schemas.requests import CreateSession, ForkSession, PatchSession
+from server.schemas.responses import DeletedSession, SessionBody, SessionList
 from server.store.base import SessionRecord
 
 router = APIRouter(tags=["sessions"], responses=ERRORS)

@@ -13,7 +13,7 @@ from server.errors import Draining, ServerError, Unavailable
 from server.link import REFUSED, RESTARTING, TRY_LATER, Hangup, Link
 from server.middleware import note_of
 from server.routes.dependencies import Served
-from server.schemas import SessionBody
+from server.schemas.responses import SessionBody
 from server.service import Service
 
 router = APIRouter()

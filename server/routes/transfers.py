@@ -12,7 +12,8 @@ from server.file_stream import FileStream
 from server.middleware import note_of
 from server.routes.dependencies import ERRORS, IdempotencyKey, Served, Tenant, one_operation_id, quoted
 from server.routes.sessions import made
-from server.schemas import Lifetime, OperationId, SessionBody
+from server.schemas.requests import Lifetime, OperationId
+from server.schemas.responses import SessionBody
 
 router = APIRouter(tags=["sessions"], responses=ERRORS)
 

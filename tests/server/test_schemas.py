@@ -6,7 +6,8 @@ import pytest
 
 from server.errors import InvalidRequest
 from server.messages import SamplingParams
-from server.schemas import AppendBody, CreateSession, GenerateBody, SessionBody
+from server.schemas.requests import AppendBody, CreateSession, GenerateBody
+from server.schemas.responses import SessionBody
 from server.store.base import SessionRecord
 from server.validation import validated
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import Draining, Internal, InvalidRequest, NotFound, WorkerLost
 from server.messages import Answer, Append, Done, GenerationCompleted, GenerationEvent, SamplingParams
-from server.schemas import AppendBody
+from server.schemas.requests import AppendBody
 from server.service import Service
 from server.settings import Settings
 from server.store.base import Store

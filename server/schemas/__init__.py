@@ -1,0 +1,1 @@
+"""Bodies of requests and of answers, as the HTTP interface has them."""
